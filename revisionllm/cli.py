@@ -1,0 +1,50 @@
+"""The `revisionllm` command: a table of verbs, each a module with `add_arguments` and `run`.
+
+`revisionllm --help` and `revisionllm VERB --help` import nothing heavy: verb modules keep torch and
+friends inside `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from revisionllm.errors import run_entry_point
+
+# verb -> (module with add_arguments(parser) and run(args) -> exit code, one line of help)
+VERBS = {
+    "demo": ("revisionllm.demo.cli", "render a film, ground sentences in it, write out/demo/"),
+    "find": ("revisionllm.find", "ground sentences in any video file"),
+    "features": ("revisionllm.data.features_cli", "extract, convert, verify or describe features"),
+    "eval": ("revisionllm.eval.cli", "score predictions, compare runs"),
+    "convert-checkpoint": ("revisionllm.model.convert", "released checkpoint -> run folder"),
+    "convert-data": ("revisionllm.interop.cli", "convert between the field's file formats"),
+}
+
+
+def build_parser(only_verb: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser; the arguments of `only_verb` alone are filled in, so that others cost nothing."""
+    parser = argparse.ArgumentParser(
+        prog="revisionllm", description="Find when an event happens in an hour-long video."
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb, (module_name, help_text) in VERBS.items():
+        verb_parser = verbs.add_parser(verb, help=help_text, description=help_text)
+        if verb == only_verb:
+            module = importlib.import_module(module_name)
+            module.add_arguments(verb_parser)
+            verb_parser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the console script. Returns the exit code (2: bad input)."""
+    argv = sys.argv[1:] if argv is None else argv
+    verb = next((word for word in argv if not word.startswith("-")), None)
+    args = build_parser(only_verb=verb).parse_args(argv)
+    return run_entry_point(lambda: args.run(args), f"revisionllm {args.verb}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,26 @@
+"""Packaging. `pip install -e .` installs the package and the `revisionllm` command."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+REQUIREMENTS = [
+    line.strip()
+    for line in (HERE / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    if line.strip() and not line.startswith("#")
+]
+
+setup(
+    name="revisionllm",
+    version="0.1.0",
+    description="Find when an event happens in an hour-long video, from one sentence.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["revisionllm", "revisionllm.*"]),
+    install_requires=REQUIREMENTS,
+    extras_require={"flash": ["flash-attn"], "gguf": ["gguf"], "train": ["deepspeed>=0.15"]},
+    entry_points={"console_scripts": ["revisionllm=revisionllm.cli:main"]},
+)

@@ -1,0 +1,199 @@
+"""Strict reading of JSON and JSONL that strangers wrote: errors are named with file and line.
+
+Used by every reader of predictions and annotations (eval/, interop/). A bad line never stops a
+reader and never turns into a number: it becomes a `Problem`, which the caller counts and prints.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from revisionllm.errors import UserError
+
+MAX_LINE_BYTES = 64 * 2**20  # a longer line is not a record of any format here, whatever it is
+NUMBER_TYPES = frozenset({int, float})  # not bool: True is no number of seconds
+
+
+class BadRecord(ValueError):
+    """One record that cannot be used; the message says which field and why."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something in an input file that was not used. `line` counts from 1; 0 is the whole file."""
+
+    path: str
+    line: int
+    what: str
+
+    def __str__(self) -> str:
+        place = f"{self.path}:{self.line}" if self.line else self.path
+        return f"{place}: {self.what}"
+
+
+def _refuse_constant(name: str) -> float:
+    raise BadRecord(f"{name} is not a number")
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse one JSON text strictly (UTF-8, no NaN or Infinity).
+
+    Raises:
+        BadRecord: with the reason, on one line.
+    """
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+    except BadRecord:
+        raise
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"not UTF-8 text (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise BadRecord(f"not valid JSON ({error.msg} at column {error.colno})") from error
+    except RecursionError as error:
+        raise BadRecord("not valid JSON (nested too deeply)") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise BadRecord(f"not valid JSON ({error})") from error
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise UserError(f"no such file: {path}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def iter_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """Yield `(line number from 1, object or Problem)` for each non-empty line of a JSONL file.
+
+    Raises:
+        UserError: the file cannot be opened.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        line_number = 0
+        while raw := file.readline(MAX_LINE_BYTES):
+            line_number += 1
+            if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
+                while raw and not raw.endswith(b"\n"):  # skip the rest of the monster
+                    raw = file.readline(MAX_LINE_BYTES)
+                what = f"line longer than {MAX_LINE_BYTES} bytes"
+                yield line_number, Problem(str(path), line_number, what)
+                continue
+            if not raw.strip():
+                continue
+            try:
+                yield line_number, parse_json(raw)
+            except BadRecord as error:
+                torn = "" if raw.endswith(b"\n") else "; the last line is torn"
+                yield line_number, Problem(str(path), line_number, f"{error}{torn}")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a whole JSON file strictly.
+
+    Raises:
+        UserError: missing, unreadable or invalid; names the file and what is wrong.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        data = file.read()
+    try:
+        return parse_json(data)
+    except BadRecord as error:
+        cause = error.__cause__
+        line = f":{cause.lineno}" if isinstance(cause, json.JSONDecodeError) else ""
+        raise UserError(f"{path}{line}: {error}") from error
+
+
+def text_field(record: Any, name: str) -> str:
+    """The field as text; an integer id is turned into text. Raises BadRecord otherwise."""
+    value = record.get(name) if isinstance(record, dict) else None
+    if type(value) is int:
+        return str(value)
+    if not isinstance(value, str) or not value:
+        raise BadRecord(f"field {name!r} must be text or an integer, got {_short(value)}")
+    return value
+
+
+def number_field(record: dict[str, Any], name: str) -> float:
+    """The field as a finite float. Raises BadRecord otherwise."""
+    value = record.get(name)
+    if type(value) not in NUMBER_TYPES or not _is_finite(value):
+        raise BadRecord(f"field {name!r} must be a finite number, got {_short(value)}")
+    return float(value)
+
+
+def number_rows(rows: Any, width: int, what: str) -> np.ndarray:
+    """Turn a list of rows of `width` numbers into float64 [n, width], refusing anything else.
+
+    Raises:
+        BadRecord: not a list, a row of another length, a text, a boolean, NaN or infinity.
+    """
+    if not isinstance(rows, (list, tuple)):
+        raise BadRecord(f"{what} must be a list, got {_short(rows)}")
+    flat: list[Any] = []
+    for row in rows:
+        if not isinstance(row, (list, tuple)) or len(row) != width:
+            raise BadRecord(f"{what}: expected {width} numbers, got {_short(row)}")
+        flat.extend(row)
+    if not set(map(type, flat)) <= NUMBER_TYPES:
+        bad = next(value for value in flat if type(value) not in NUMBER_TYPES)
+        raise BadRecord(f"{what}: {_short(bad)} is not a number")
+    try:
+        array = np.array(flat, dtype=np.float64).reshape(len(rows), width)
+    except OverflowError as error:
+        raise BadRecord(f"{what}: a number is too large") from error
+    if not np.isfinite(array).all():
+        raise BadRecord(f"{what}: a number is not finite")
+    return array
+
+
+def span_rows(rows: Any, what: str, *, width: int = 2) -> np.ndarray:
+    """`number_rows` whose first two columns are start and end; refuses a reversed span."""
+    array = number_rows(rows, width, what)
+    reversed_rows = np.flatnonzero(array[:, 1] < array[:, 0])
+    if len(reversed_rows):
+        start_s, end_s = array[reversed_rows[0], :2]
+        raise BadRecord(f"{what}: a span ends before it starts ({start_s:g} > {end_s:g})")
+    return array
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """Write `text` to a temporary name in the same folder, then rename."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def write_json_lines(path: str | Path, records: Iterable[Any]) -> None:
+    """Write one JSON object per line, atomically."""
+    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
+    write_atomically(path, "".join(line + "\n" for line in lines))
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the range of floats
+        return False
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

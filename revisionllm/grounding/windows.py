@@ -1,0 +1,282 @@
+"""Seconds <-> frames <-> windows <-> segments: the only place with hop arithmetic.
+
+Two time mappings exist and a run's config says which one it was trained with:
+
+- ``centered`` (ours): frame k of a window stands for the middle of its 1/F share of the window,
+  and an answer `From a to b.` covers `[start + a*window_s/F, start + (b+1)*window_s/F)`.
+- ``released``: what published weights were trained with; frames are sampled with both ends in,
+  label x is `round(time / window_s * F)`. The released evaluation's own window table is at the end
+  of the file.
+
+Paper: https://arxiv.org/abs/2411.14901, section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+TIME_MAPPINGS = ("centered", "released")
+_TOLERANCE = 1e-6  # in frames or strides: forgives float noise, far below any real frame
+
+
+@dataclass(frozen=True)
+class Window:
+    """The `index`-th window (or segment) of a film: seconds `[start_s, end_s)`."""
+
+    index: int
+    start_s: float
+    end_s: float
+
+
+def dense_windows(duration_s: float, *, window_s: float, stride_s: float) -> list[Window]:
+    """Cut a film into overlapping windows of equal length.
+
+    The i-th window starts at `i * stride_s`; the last one is shifted back so that it ends with the
+    film. A film shorter than a window gives the single window `[0, window_s)`.
+
+    Raises:
+        ValueError: a length is not a positive number, or `stride_s > window_s` (seconds would be
+            skipped).
+    """
+    if not (0 < duration_s < math.inf and 0 < stride_s <= window_s < math.inf):
+        raise ValueError(
+            f"need duration_s > 0 and 0 < stride_s <= window_s, got duration_s={duration_s}, "
+            f"stride_s={stride_s}, window_s={window_s}"
+        )
+    if duration_s <= window_s:
+        return [Window(0, 0.0, float(window_s))]
+    last_start_s = duration_s - window_s
+    num_regular = max(1, math.ceil(last_start_s / stride_s - _TOLERANCE))
+    starts_s = [i * stride_s for i in range(num_regular)] + [last_start_s]
+    return [Window(i, float(s), float(s + window_s)) for i, s in enumerate(starts_s)]
+
+
+def segments(duration_s: float, *, window_s: float, segment_stride_s: float) -> list[Window]:
+    """The film's segments: windows every `segment_stride_s` seconds, cut by the rule of
+    `dense_windows`.
+    """
+    return dense_windows(duration_s, window_s=window_s, stride_s=segment_stride_s)
+
+
+def frame_feature_indices(
+    start_s: float,
+    *,
+    window_s: float,
+    frames_per_window: int,
+    feature_fps: float,
+    num_features: int,
+    time_mapping: str = "centered",
+) -> np.ndarray:
+    """Which stored features are the frames of a window.
+
+    Args:
+        start_s: where the window starts, seconds.
+        feature_fps: stored features per second; feature i is at `i / feature_fps` seconds.
+        num_features: how many features the film has; indices are clipped to `0..num_features-1`.
+        time_mapping: "centered" takes the feature nearest to the middle of each frame's share
+            (half up); "released" takes evenly spaced ones, both ends in, truncated.
+
+    Returns:
+        int64 `[frames_per_window]`, non-decreasing.
+
+    Raises:
+        ValueError: the film has no features, or the mapping is unknown.
+    """
+    if num_features < 1 or frames_per_window < 1:
+        raise ValueError(f"need features and frames, got {num_features=}, {frames_per_window=}")
+    if _is_released(time_mapping):
+        first = math.floor(start_s * feature_fps + _TOLERANCE)
+        last = min(first + round(window_s * feature_fps), num_features - 1)
+        return released_indices(first, last, frames_per_window, num_features)
+    step = window_s * feature_fps / frames_per_window
+    positions = start_s * feature_fps + (np.arange(frames_per_window) + 0.5) * step
+    nearest = np.floor(positions + 0.5 + _TOLERANCE).astype(np.int64)
+    return np.clip(nearest, 0, num_features - 1)
+
+
+def span_to_labels(
+    start_s: float,
+    end_s: float,
+    window_start_s: float,
+    *,
+    window_s: float,
+    frames_per_window: int,
+    time_mapping: str = "centered",
+) -> tuple[int, int]:
+    """Frame labels (first, last) of the event `[start_s, end_s)`, clipped to
+    `0..frames_per_window-1`.
+    """
+    frames_per_s = frames_per_window / window_s
+    first_at = (start_s - window_start_s) * frames_per_s
+    last_at = (end_s - window_start_s) * frames_per_s
+    if _is_released(time_mapping):
+        first, last = round(first_at), round(last_at)
+    else:
+        first = math.floor(first_at + _TOLERANCE)
+        last = max(first, math.ceil(last_at - _TOLERANCE) - 1)
+    top = frames_per_window - 1
+    return min(max(first, 0), top), min(max(last, 0), top)
+
+
+def labels_to_span(
+    first: int,
+    last: int,
+    window_start_s: float,
+    *,
+    window_s: float,
+    frames_per_window: int,
+    time_mapping: str = "centered",
+) -> tuple[float, float]:
+    """Seconds `(start_s, end_s)` that the answer `From first to last.` means; the inverse of the
+    labels.
+    """
+    if _is_released(time_mapping):
+        first, last = released_widen(first, last)
+    else:
+        last = last + 1
+    seconds_per_frame = window_s / frames_per_window
+    return window_start_s + first * seconds_per_frame, window_start_s + last * seconds_per_frame
+
+
+def windows_touching(
+    windows: Sequence[Window], ranges_s: Iterable[tuple[float, float]]
+) -> list[Window]:
+    """The windows that share time with at least one range (a range of no length counts as a
+    point).
+    """
+    merged = merge_ranges(ranges_s)
+    return [w for w in windows if any(_touches(w, start, end) for start, end in merged)]
+
+
+def merge_ranges(
+    ranges_s: Iterable[tuple[float, float]], *, gap_s: float = 0.0
+) -> list[tuple[float, float]]:
+    """Sorted union of time ranges; those that touch or are at most `gap_s` apart become one."""
+    merged: list[tuple[float, float]] = []
+    for start_s, end_s in sorted(ranges_s):
+        if merged and start_s <= merged[-1][1] + gap_s:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end_s))
+        else:
+            merged.append((start_s, end_s))
+    return merged
+
+
+def pad_ranges(
+    ranges_s: Iterable[tuple[float, float]], margin_s: float, duration_s: float
+) -> list[tuple[float, float]]:
+    """Widen each range by `margin_s` on both sides, clip to the film, merge."""
+    return merge_ranges(
+        (max(0.0, start - margin_s), min(duration_s, end + margin_s))
+        for start, end in ranges_s
+        if start < duration_s and end > 0
+    )
+
+
+def _touches(window: Window, start_s: float, end_s: float) -> bool:
+    if end_s <= start_s:
+        return window.start_s <= start_s < window.end_s
+    return window.start_s < end_s and start_s < window.end_s
+
+
+def _is_released(time_mapping: str) -> bool:
+    if time_mapping not in TIME_MAPPINGS:
+        raise ValueError(f"time_mapping must be one of {TIME_MAPPINGS}, got {time_mapping!r}")
+    return time_mapping == "released"
+
+
+# --- the released evaluation's arithmetic, kept for comparison with published numbers ---
+
+
+def released_window_table(
+    num_features: int,
+    *,
+    window_s: float,
+    feature_fps: float,
+    hops_per_window: int = 2,
+    shift_tail: bool = False,
+) -> np.ndarray:
+    """First and last feature of each window as the released evaluation counts them.
+
+    Dense evaluation: 2 hops per window, a cut last window. Retrieval: 5 hops, the tail shifted
+    back to full length (`shift_tail`), which gives duplicates and, in films shorter than a window,
+    negative starts.
+
+    Returns:
+        int64 `[num_windows, 2]`; empty for films shorter than a hop or two.
+    """
+    length = round(window_s * feature_fps)
+    num_windows = max(0, math.ceil(num_features / (length // hops_per_window)) - 1)
+    first = np.arange(num_windows, dtype=np.int64) * length // hops_per_window
+    last = np.minimum(first + length, num_features - 1)
+    if shift_tail:
+        first = np.where(first + length > num_features - 1, last - length, first)
+    return np.stack([first, last], axis=1)
+
+
+def released_indices(
+    first: int, last: int, frames_per_window: int, num_features: int
+) -> np.ndarray:
+    """Evenly spaced features from `first` to `last`, both in, truncated: int64
+    `[frames_per_window]`.
+
+    The released code fails or wraps round where a window leaves the film; here indices are clipped.
+    """
+    indices = np.linspace(first, last, frames_per_window).astype(np.int64)
+    return np.clip(indices, 0, num_features - 1)
+
+
+def released_widen(first: int, last: int) -> tuple[int, int]:
+    """An answer of one frame gets a frame on each side (its start stays at least 0)."""
+    return (max(0, first - 1), last + 1) if first == last else (first, last)
+
+
+def released_film_span(
+    first: int, last: int, window_index: int, *, frames_per_window: int, num_film_frames: int
+) -> tuple[float, float] | None:
+    """A dense answer as fractions of the film, or None if the released evaluation skips it.
+
+    Args:
+        num_film_frames: `int(duration_s * frames_per_window / window_s)`.
+    """
+    if first == last == frames_per_window - 1:
+        return None
+    first, last = released_widen(first, last)
+    offset = window_index * frames_per_window // 2
+    return (offset + first) / num_film_frames, (offset + last) / num_film_frames
+
+
+def released_retrieved_segments(
+    answer: int | None,
+    *,
+    zoom: int,
+    shuffle: Sequence[int],
+    batch_start: int,
+    segment_ids: Sequence[int],
+    batch_size: int,
+) -> tuple[int, int] | None:
+    """The segments [n-1, n+1] that a retrieval answer names, in the released evaluation.
+
+    Args:
+        answer: the first integer of the answer, None if there is none.
+        zoom: how often each segment stood in the question.
+        shuffle: position in the question -> position in the batch.
+        batch_start: position of the batch in `segment_ids`.
+        segment_ids: the segments asked about.
+        batch_size: clamps the end (a bug of the released code: nothing is found past it).
+    """
+    if answer is None:
+        return None
+    position = answer // zoom
+    if position < len(shuffle):
+        position = shuffle[position]
+    segment = segment_ids[min(max(position + batch_start, 0), len(segment_ids) - 1)]
+    return max(0, segment - 1), min(segment + 1, batch_size)
+
+
+def released_truth_segments(start_s: float, end_s: float, num_segments: int) -> list[int]:
+    """Segments that hold an event by the released logs: 90-second units, whatever the stride."""
+    return list(range(math.floor(start_s / 90), min(math.ceil(end_s / 90) + 1, num_segments)))

@@ -1,0 +1,127 @@
+"""Scores against naive oracles and against statistics recorded from the released code."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from revisionllm.grounding import scores as s
+
+ASSETS = Path(__file__).parents[1] / "assets" / "grounding"
+RELEASED = np.load(ASSETS / "parity_scores.npz")
+
+
+@pytest.mark.parametrize("case", ["a", "b", "c", "peaked", "inf"])
+def test_released_entropies(case):
+    stats = s.released_entropy_stats(RELEASED[f"ent_{case}_logits"])
+    np.testing.assert_allclose(stats, RELEASED[f"ent_{case}_stats"], atol=1e-5)
+
+
+@pytest.mark.parametrize("case", "abcd")
+def test_released_top_k_pool(case):
+    text, video, count, out = (RELEASED[f"topk_{case}_{n}"] for n in ("text", "video", "k", "out"))
+    np.testing.assert_allclose(s.released_top_k_pool(text, video, int(count)), out, atol=1e-5)
+
+
+def test_masked_entropy_against_a_naive_sum():
+    rng = np.random.default_rng(0)
+    logits, allowed = rng.normal(size=40), np.array([3, 5, 8])
+    weights = [math.exp(logits[i]) for i in allowed]
+    probs = [x / sum(weights) for x in weights]
+    naive = -sum(p * math.log(p) for p in probs)
+    assert s.token_entropy(logits, allowed) == pytest.approx(naive)
+    assert s.presence(logits, allowed, 5) == pytest.approx(1 - probs[1])
+    assert s.token_entropy(logits, np.array([7])) == 0.0
+
+
+def test_all_masked_is_refused():
+    with pytest.raises(ValueError, match="finite"):
+        s.token_entropy(np.full(4, -np.inf))
+
+
+def test_answer_entropy():
+    assert s.answer_entropy([0.5, 1.5]) == s.AnswerEntropy(1.0, 1.5)
+    assert s.answer_entropy([]) == s.AnswerEntropy(0.0, 0.0)
+
+
+def test_span_cosine_against_a_naive_loop():
+    rng = np.random.default_rng(1)
+    frames, sentences = rng.normal(size=(50, 16)), rng.normal(size=(2, 16))
+    cosine = s.span_cosine_of(s.frame_cosines(frames, sentences), feature_fps=5.0)
+    spans = np.array([[0.0, 10.0], [1.0, 2.0], [3.05, 3.1], [9.9, 40.0], [50.0, 60.0]])
+    rows = [range(0, 50), range(5, 10), [15], [49], [49]]
+    for query in range(2):
+        for got, row in zip(cosine(query, spans), rows, strict=True):
+            values = [
+                float(frames[i] @ sentences[query])
+                / float(np.linalg.norm(frames[i]) * np.linalg.norm(sentences[query]))
+                for i in row
+            ]
+            assert got == pytest.approx(np.mean(sorted(values)[-3:]), abs=1e-6)
+
+
+def test_zero_features_have_no_direction():
+    assert s.frame_cosines(np.zeros((2, 4)), np.ones((1, 4))).tolist() == [[0.0, 0.0]]
+
+
+def test_released_cosine_by_hand():
+    frames = np.array([[3.0, 0.0], [4.0, 1.0]])
+    scaled = [[0.6, 0.0], [0.8, 1.0]]
+    sentence = np.array([2.0, 1.0])
+    products = [sum(a * b for a, b in zip(row, sentence, strict=True)) for row in scaled]
+    assert s.released_cosine(frames, sentence) == pytest.approx(sum(products))
+    assert s.released_cosine(frames, sentence, count=1) == pytest.approx(max(products))
+
+
+def test_normalise_and_merge():
+    assert s.normalise_by_max(np.array([1.0, 4.0])).tolist() == [0.25, 1.0]
+    assert s.normalise_by_max(np.zeros(2)).tolist() == [0.0, 0.0]
+    assert s.merge_scores([1.0], [0.25], "add").tolist() == [0.75]
+    assert s.merge_scores([1.0], [0.25], "multiply").tolist() == [4.0]
+    assert np.isfinite(s.merge_scores([1.0], [0.0], "multiply")).all()
+    with pytest.raises(ValueError, match="how"):
+        s.merge_scores([1.0], [1.0], "mean")
+
+
+def naive_iou(a, b):
+    shared = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
+    union = a[1] - a[0] + b[1] - b[0] - shared
+    return shared / union if union > 0 else 0.0
+
+
+def naive_suppress(spans, scores, threshold):
+    kept = []
+    for i in sorted(range(len(spans)), key=lambda i: (-scores[i], i)):
+        if all(naive_iou(spans[k], spans[i]) <= threshold for k in kept):
+            kept.append(i)
+    return kept
+
+
+span_lists = st.lists(
+    st.tuples(st.integers(0, 50), st.integers(0, 20), st.integers(0, 5)), max_size=30
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=span_lists, threshold=st.sampled_from([0.0, 0.3, 0.5, 0.9]))
+def test_suppress_against_naive(rows, threshold):
+    spans = np.array([(a, a + length) for a, length, _ in rows], dtype=float).reshape(-1, 2)
+    scores = np.array([score for _, _, score in rows], dtype=float)
+    got = s.suppress(spans, scores, iou_threshold=threshold)
+    assert got.tolist() == naive_suppress(spans, scores, threshold)
+    assert s.suppress(spans, scores, iou_threshold=threshold, top_k=2).tolist() == got[:2].tolist()
+
+
+def test_merge_duplicates_takes_the_weighted_mean():
+    spans = np.array([[0.0, 10.0], [2.0, 12.0], [50.0, 60.0]])
+    merged, best = s.merge_duplicates(spans, np.array([0.25, 0.75, 0.5]), iou_threshold=0.5)
+    assert best.tolist() == [1, 2]
+    assert merged.tolist() == [[1.5, 11.5], [50.0, 60.0]]
+    merged, _ = s.merge_duplicates(spans[:2], np.zeros(2), iou_threshold=0.5)
+    assert merged.tolist() == [[1.0, 11.0]]
+    assert s.merge_duplicates(np.zeros((0, 2)), np.zeros(0), iou_threshold=0.5)[0].shape == (0, 2)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-import tiny_films as films
 import numpy as np
 import pytest
+import tiny_films as films
 
 from revisionllm.data import video
 from revisionllm.errors import UserError

@@ -1,4 +1,4 @@
-"""Tiny films for tests, written with PyAV: frame number `n` is a uniform grey of value 5 + 4 * n."""
+"""Tiny films for tests, written with PyAV: frame `n` is a uniform grey of value 5 + 4 * n."""
 
 from __future__ import annotations
 

@@ -1,0 +1,216 @@
+"""Trains the demo's CLIP (open_clip, a small ResNet and a small text transformer) on rendered frames.
+
+    python revisionllm/demo/train_clip.py --out checkpoints/demo/clip
+
+Contrastive learning as in CLIP (https://arxiv.org/abs/2103.00020) on frames with captions that name
+things, their places and the scenery. A batch holds several frames of each shot, which makes the image
+features tell positions and turns apart: the grounder reads motion from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+if __package__ in (None, ""):  # started by path: put the repository, not this folder, on the import path
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from revisionllm.errors import run_entry_point
+
+log = logging.getLogger("train_clip")
+IMAGE_SIZE = 64
+EMBED_DIM = 128
+CONTEXT_LENGTH = 36
+VOCAB_SIZE = 640
+
+
+def model_config(vocab_size: int) -> dict:
+    """open_clip's own configuration of the demo CLIP (what open_clip_config.json holds)."""
+    return {
+        "model_cfg": {
+            "embed_dim": EMBED_DIM,
+            "vision_cfg": {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 16},
+            "text_cfg": {
+                "context_length": CONTEXT_LENGTH,
+                "vocab_size": vocab_size,
+                "hf_tokenizer_name": "local",  # open_clip reads it from the folder itself
+                "width": EMBED_DIM,
+                "heads": 4,
+                "layers": 2,
+            },
+        },
+        "preprocess_cfg": {
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.25, 0.25, 0.25],
+            "interpolation": "bicubic",
+            "resize_mode": "squash",  # the whole frame, not its centre
+        },
+    }
+
+
+def prepare_folder(out: Path, seed: int) -> None:
+    """Write the tokenizer and open_clip_config.json of a CLIP that is still to be trained."""
+    import numpy as np
+
+    from revisionllm.demo.clip_data import plan_films, sample_frames
+    from revisionllm.demo.language import FactIndex, event_query
+    from revisionllm.demo.tokenizers import train_clip_tokenizer
+
+    rng = np.random.default_rng([seed, 7])
+    plans = plan_films(40, "train")
+    corpus = [frame.caption for frame in sample_frames(plans, 3000, rng)]
+    for plan in plans:
+        index = FactIndex(plan)
+        queries = (event_query(index, fact, rng) for fact in plan.facts)
+        corpus += [query.sentence for query in queries if query]
+    out.mkdir(parents=True, exist_ok=True)
+    vocab_size = train_clip_tokenizer(corpus, out, VOCAB_SIZE)
+    (out / "open_clip_config.json").write_text(json.dumps(model_config(vocab_size), indent=2) + "\n")
+
+
+def to_pixels(frames, config: dict):
+    """Frames as the model sees them: float32 [N, 3, IMAGE_SIZE, IMAGE_SIZE], as at inference."""
+    import numpy as np
+    import torch
+
+    images = torch.from_numpy(np.stack([frame.image for frame in frames])).permute(0, 3, 1, 2)
+    pixels = torch.nn.functional.interpolate(
+        images.float(), size=(IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", antialias=True
+    )
+    pixels = pixels.round().clamp(0, 255) / 255
+    mean, std = config["preprocess_cfg"]["mean"][0], config["preprocess_cfg"]["std"][0]
+    return ((pixels - mean) / std).to(memory_format=torch.channels_last)
+
+
+def accuracy(model, tokenizer, config: dict, frames) -> dict[str, float]:
+    """Zero-shot accuracy of naming the place, and colour and shape, and of finding the own caption.
+
+    Shot accuracy chooses among all places, attribute accuracy among all colour-shape pairs on frames
+    with a single thing, caption accuracy among 32 random captions.
+    """
+    import torch
+
+    from revisionllm.demo.language import WORDS
+    from revisionllm.demo.world import COLOURS, PLACES, SHAPES
+
+    pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+    model.eval()
+    with torch.inference_mode():
+
+        def texts(sentences):
+            return model.encode_text(tokenizer(sentences), normalize=True)
+
+        parts = [
+            model.encode_image(to_pixels(frames[i : i + 256], config), normalize=True)
+            for i in range(0, len(frames), 256)
+        ]
+        images = torch.cat(parts)
+        places = texts([f"nothing {WORDS[place][0]}" for place in PLACES])
+        named = texts([f"a small {colour} {shape}" for colour, shape in pairs])
+        captions = texts([frame.caption for frame in frames])
+    place_hits = [
+        PLACES[best] == frame.place for best, frame in zip((images @ places.T).argmax(1), frames, strict=True)
+    ]
+    lone = [i for i, frame in enumerate(frames) if len(frame.things) == 1]
+    best_pairs = (images[lone] @ named.T).argmax(1)
+    pair_hits = [pairs[best] == frames[i].things[0][1:3] for best, i in zip(best_pairs, lone, strict=True)]
+    caption_hits = [
+        int((images[i : i + 32] @ captions[i : i + 32].T).argmax(1).eq(torch.arange(32)).sum())
+        for i in range(0, len(frames) - 31, 32)
+    ]
+    return {
+        "place": sum(place_hits) / len(place_hits),
+        "colour_and_shape": sum(pair_hits) / max(1, len(pair_hits)),
+        "own_caption_of_32": sum(caption_hits) / (32 * len(caption_hits)),
+    }
+
+
+def train(args: argparse.Namespace) -> dict[str, float]:
+    """Train, save to `args.out` and return the accuracies on films of the test split."""
+    import numpy as np
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    from revisionllm.demo.clip_data import FRAMES_PER_SHOT, plan_films, sample_frames
+
+    torch.manual_seed(args.seed)
+    prepare_folder(args.out, args.seed)
+    config = json.loads((args.out / "open_clip_config.json").read_text())
+    weights = args.out / "open_clip_model.safetensors"
+    cfg = config["model_cfg"]
+    model = open_clip.CLIP(cfg["embed_dim"], cfg["vision_cfg"], cfg["text_cfg"])
+    model = model.to(memory_format=torch.channels_last)
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{args.out}")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.05, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, args.lr, total_steps=args.steps, pct_start=0.08
+    )
+    plans = plan_films(args.films, "train")
+    rng = np.random.default_rng([args.seed, 3])
+    started = time.time()
+    model.train()
+    for step in range(args.steps):
+        frames = sample_frames(plans, args.batch_size // FRAMES_PER_SHOT, rng)
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+            image, text, scale = model(to_pixels(frames, config), tokenizer([f.caption for f in frames]))
+        logits = scale * image.float() @ text.float().T
+        target = torch.arange(len(frames))
+        loss = (
+            torch.nn.functional.cross_entropy(logits, target)
+            + torch.nn.functional.cross_entropy(logits.T, target)
+        ) / 2
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, 4.6)
+        if step % 20 == 0 or step == args.steps - 1:
+            hit = (logits.argmax(1) == target).float().mean()
+            spent_s = time.time() - started
+            eta_min = spent_s / (step + 1) * (args.steps - step - 1) / 60
+            log.info(
+                "step %d/%d loss %.3f own caption of %d %.3f, eta %.1f min",
+                *(step, args.steps, loss.item(), len(frames), float(hit), eta_min),
+            )
+    held_out = sample_frames(plan_films(40, "test"), 600, np.random.default_rng(5))
+    scores = accuracy(model, tokenizer, config, held_out)
+    scores["seconds"] = time.time() - started
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(state, str(weights) + ".tmp")
+    os.replace(str(weights) + ".tmp", weights)
+    card = {"args": {k: str(v) for k, v in vars(args).items()}, "test_films": scores}
+    card["versions"] = {"torch": torch.__version__, "open_clip": open_clip.__version__}
+    (args.out / "training.json").write_text(json.dumps(card, indent=2) + "\n")
+    log.info("held-out films: %s", scores)
+    return scores
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/demo/clip"), help="folder to write")
+    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps")
+    parser.add_argument("--batch_size", type=int, default=256, help="frames per step")
+    parser.add_argument("--films", type=int, default=300, help="training films of 15 minutes")
+    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Returns the exit code."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    return run_entry_point(lambda: train(args) and 0, "train_clip")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

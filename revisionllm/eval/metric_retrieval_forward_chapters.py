@@ -1,0 +1,42 @@
+"""VidChapters: dense answers, without and with long-100 retrieval -> R@k, mIoU.
+
+    python revisionllm/eval/metric_retrieval_forward_chapters.py
+    ... --convention released --grounding_path LOGS --retrieval_path LOGS
+
+Run it after scripts/chapters/eval_loop_stage1_dense.sh and eval_stage2_100.sh. Two blocks are
+printed, without and with retrieval; the last one counts.
+Paper: https://arxiv.org/abs/2411.14901, section 4.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # started by path: import from the repository, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from revisionllm.errors import run_entry_point
+from revisionllm.eval.report import MetricDefaults, metric_parser, run_metrics
+
+DEFAULTS = MetricDefaults(
+    grounding_path="checkpoints/chapters_stage1_dense",
+    retrieval_path="checkpoints/chapters_stage2_long_100",
+    retrieval_path2=None,
+    launchers=(
+        "bash scripts/chapters/eval_loop_stage1_dense.sh",
+        "bash scripts/chapters/eval_stage2_100.sh",
+        "bash scripts/chapters/eval_stage2_100.sh",
+    ),
+    also_without_retrieval=True,
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code (2: bad input)."""
+    args = metric_parser(DEFAULTS, __doc__.splitlines()[0]).parse_args(argv)
+    return run_entry_point(lambda: run_metrics(args, DEFAULTS), Path(__file__).name)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,9 +1,11 @@
 """The dense adapter: frame features to LLM tokens, one token per frame.
 
-For Vicuna weights this is the linear map of VTimeLLM's first stage (https://arxiv.org/abs/2311.18445,
-section 3.1; the dense level of https://arxiv.org/abs/2411.14901). Three options, all off there, help an
-LLM of a few million parameters that is trained from scratch (the demo): a layer norm on the features,
-temporal convolutions that let a frame see its neighbours, and a frame position written in decimal digits.
+For Vicuna weights this is the linear map of VTimeLLM's first stage
+(https://arxiv.org/abs/2311.18445, section 3.1; the dense level of
+https://arxiv.org/abs/2411.14901). Three options, all off there, help an
+LLM of a few million parameters that is trained from scratch (the demo): a layer norm on the
+features, temporal convolutions that let a frame see its neighbours, and a frame position written in
+decimal digits.
 
 Legend: B batch, F frames of a window, D feature dim, H LLM width.
 """
@@ -41,8 +43,8 @@ class TemporalMixer(nn.Module):
 class DigitPosition(nn.Module):
     """Adds a learned vector per decimal digit of the frame number (ones, tens, hundreds).
 
-    The answer writes the frame number digit by digit, so a head that has found the frame only has to
-    copy. Every digit vector is shared by many frames, which makes it quick to learn.
+    The answer writes the frame number digit by digit, so a head that has found the frame only has
+    to copy. Every digit vector is shared by many frames, which makes it quick to learn.
     """
 
     def __init__(self, hidden_size: int, frames_per_window: int) -> None:

@@ -1,0 +1,114 @@
+"""The prompt: system text, questions, answers, and how they become token ids around `<video>`.
+
+The only place that knows the wording (template v1 of Vicuna, as the released weights saw it) and
+the
+tokenisation: the texts before and after `<video>` are tokenised separately, the second one loses
+its BOS, and `VIDEO_TOKEN_ID` stands between them until the visual tokens are spliced in.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from revisionllm.constants import IGNORE_INDEX, VIDEO_PLACEHOLDER, VIDEO_TOKEN_ID
+
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+QUESTIONS = {
+    "frames": "During which frames can we see {query}?",
+    "video": "During which video can we see {query}?",
+    "yes_no": "Does {query} happen in the video? Write your answer either yes or no.",
+}
+
+
+class Tokenizer(Protocol):
+    """What is used of a Hugging Face tokenizer."""
+
+    bos_token_id: int | None
+    eos_token_id: int
+
+    def __call__(self, text: str) -> dict[str, list[int]]: ...
+
+
+def clean_query(sentence: str) -> str:
+    """The sentence as questions have it: stripped, lower case, one final full stop removed."""
+    return sentence.strip().lower().removesuffix(".")
+
+
+def question_text(sentence: str, style: str) -> str:
+    """The question about a sentence. `style` is a key of `QUESTIONS` (the run's `question`)."""
+    return QUESTIONS[style].format(query=clean_query(sentence))
+
+
+def prompt_text(question: str) -> str:
+    """Template v1 around a question. Without `<video>` in it, the video goes in front of it."""
+    if VIDEO_PLACEHOLDER not in question:
+        question = f"{VIDEO_PLACEHOLDER}\n{question}"
+    return f"{SYSTEM} USER: {question} ASSISTANT:"
+
+
+def encode_chunks(tokenizer: Tokenizer, text: str) -> list[list[int]]:
+    """Token ids of the texts between `<video>` placeholders; BOS stays on the first one only."""
+    chunks = [list(tokenizer(chunk)["input_ids"]) for chunk in text.split(VIDEO_PLACEHOLDER)]
+    bos = tokenizer.bos_token_id
+    return [chunks[0]] + [
+        ids[1:] if bos is not None and ids[:1] == [bos] else ids for ids in chunks[1:]
+    ]
+
+
+def encode_with_video(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text; each `<video>` becomes one `VIDEO_TOKEN_ID`."""
+    first, *others = encode_chunks(tokenizer, text)
+    ids = list(first)
+    for chunk in others:
+        ids += [VIDEO_TOKEN_ID, *chunk]
+    return ids
+
+
+def prompt_ids(tokenizer: Tokenizer, question: str) -> list[int]:
+    """Token ids of the whole prompt, up to and including `ASSISTANT:`."""
+    return encode_with_video(tokenizer, prompt_text(question))
+
+
+def prompt_pieces(tokenizer: Tokenizer, question: str) -> tuple[list[int], list[int]]:
+    """Token ids before and after the one `<video>` of a prompt.
+
+    Raises:
+        ValueError: the question holds more than one `<video>`.
+    """
+    chunks = encode_chunks(tokenizer, prompt_text(question))
+    if len(chunks) != 2:
+        raise ValueError(f"one {VIDEO_PLACEHOLDER} wanted in {question!r}, found {len(chunks) - 1}")
+    return chunks[0], chunks[1]
+
+
+def answer_ids(tokenizer: Tokenizer, question: str, answer: str) -> list[int]:
+    """Token ids of ` answer` as they follow the prompt, with EOS.
+
+    Raises:
+        ValueError: the answer changes the ids of the prompt, so that labels would not line up.
+    """
+    prompt = prompt_ids(tokenizer, question)
+    whole = encode_with_video(tokenizer, f"{prompt_text(question)} {answer}")
+    if whole[: len(prompt)] != prompt:
+        raise ValueError(f"tokens of the prompt change when {answer!r} follows {question!r}")
+    return [*whole[len(prompt) :], tokenizer.eos_token_id]
+
+
+def training_ids(tokenizer: Tokenizer, question: str, answer: str) -> tuple[list[int], list[int]]:
+    """Token ids of prompt, answer and EOS, and their labels.
+
+    Args:
+        tokenizer: of the base.
+        question: text of the question, with or without `<video>`.
+        answer: text without a leading space or EOS.
+
+    Returns:
+        input_ids and labels of equal length; only the answer and EOS are supervised, all else is
+        `IGNORE_INDEX`.
+    """
+    prompt = prompt_ids(tokenizer, question)
+    answer_part = answer_ids(tokenizer, question, answer)
+    return prompt + answer_part, [IGNORE_INDEX] * len(prompt) + answer_part

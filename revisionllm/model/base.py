@@ -1,0 +1,162 @@
+"""The LLM and its tokenizer from a local folder, a GGUF file or the hub; device, dtype and
+attention.
+
+Any LLaMA-architecture base will do: Vicuna-7B v1.5 for the published weights, SmolLM2-135M as a
+small real one, the demo's own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from packaging.version import Version
+from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from revisionllm.errors import UserError
+
+# kept in old LLaMA files; the tables are computed in float32 from the config instead
+IGNORED_SUFFIX = "rotary_emb.inv_freq"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """The device to run on; `auto` takes a GPU if there is one, and says so on stderr."""
+    if device != "auto":
+        return torch.device(device)
+    chosen = "cuda" if torch.cuda.is_available() else "cpu"
+    reason = torch.cuda.get_device_name() if chosen == "cuda" else "no CUDA GPU is visible"
+    _say(f"device {chosen}: {reason}")
+    return torch.device(chosen)
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype to run in; `auto` is float32 on a CPU and bfloat16 (else float16) on a GPU.
+
+    Raises:
+        UserError: a name that is none of `DTYPES` or `auto`.
+    """
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise UserError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+        return DTYPES[dtype]
+    if device.type != "cuda":
+        chosen, reason = "float32", "half precision is slow or inexact on a CPU"
+    elif torch.cuda.is_bf16_supported():
+        chosen, reason = "bfloat16", "the GPU computes in it, with the range of float32"
+    else:
+        chosen, reason = "float16", "the GPU has no bfloat16"
+    _say(f"dtype {chosen}: {reason}")
+    return DTYPES[chosen]
+
+
+def choose_attention(attention: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The attention for transformers; `auto` is FlashAttention 2 where it can run, else SDPA."""
+    if attention != "auto":
+        return attention
+    can_flash = device.type == "cuda" and dtype != torch.float32
+    if can_flash and find_spec("flash_attn") is not None:
+        _say("attention flash_attention_2: flash-attn is installed")
+        return "flash_attention_2"
+    _say("attention sdpa: " + ("flash-attn is not installed" if can_flash else "float32 or no GPU"))
+    return "sdpa"
+
+
+def load_base(
+    base: str, *, revision: str | None, dtype: torch.dtype, attention: str = "sdpa"
+) -> LlamaForCausalLM:
+    """Load a LLaMA; every weight must be in the file and used.
+
+    Raises:
+        UserError: not found, not a LLaMA, or weights that do not fit (all listed in one message).
+    """
+    location, extra = _location(base)
+    check_is_llama(base)
+    # transformers 4.56 renamed the argument
+    dtype_name = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
+    try:
+        llm, info = LlamaForCausalLM.from_pretrained(
+            location,
+            **extra,
+            **{dtype_name: dtype},
+            revision=revision or "main",
+            attn_implementation=attention,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are reported below, with everything else
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"cannot load base {base}: {str(error).splitlines()[0]}") from error
+    _check_loading(base, info)
+    # the file's own sampling settings play no part: decoding is greedy
+    llm.generation_config = GenerationConfig(
+        bos_token_id=llm.config.bos_token_id, eos_token_id=llm.config.eos_token_id
+    )
+    return llm.eval()
+
+
+def load_tokenizer(base: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The base's tokenizer, with a padding token (unk, else eos) and right padding.
+
+    Raises:
+        UserError: the base has no tokenizer that can be read.
+    """
+    location, extra = _location(base)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, **extra, revision=revision or "main")
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer in base {base}: {str(error).splitlines()[0]}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def check_is_llama(base: str) -> None:
+    """Refuse a local base of another architecture.
+
+    Raises:
+        UserError: the path does not exist, or `model_type` is not llama.
+    """
+    path = Path(base)
+    if path.suffix == ".gguf" or not (path.is_absolute() or path.exists()):
+        return  # GGUF metadata and hub ids are checked by transformers
+    config = path / "config.json"
+    if not config.is_file():
+        raise UserError(f"base not found: {config}; checkpoints/README.md says where to get it")
+    model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    if model_type != "llama":
+        raise UserError(f"base {base} has model_type {model_type!r}; only llama is read")
+
+
+def _location(base: str) -> tuple[str, dict[str, Any]]:
+    """What to give to `from_pretrained`: a folder or id, and the file name for GGUF."""
+    path = Path(base)
+    if path.suffix != ".gguf":
+        return base, {}
+    if not path.is_file():
+        raise UserError(f"base not found: {path}")
+    return str(path.parent), {"gguf_file": path.name}
+
+
+def _check_loading(base: str, info: dict[str, Any]) -> None:
+    unexpected = [key for key in info["unexpected_keys"] if not key.endswith(IGNORED_SUFFIX)]
+    parts = []
+    for name, keys in (
+        ("missing", info["missing_keys"]),
+        ("unexpected", unexpected),
+        ("misshapen", info["mismatched_keys"]),
+    ):
+        if keys:
+            listed = ", ".join(sorted(str(key) for key in keys)[:20])
+            parts.append(f"{name} ({len(keys)}): {listed}")
+    if parts:
+        raise UserError(f"base {base} does not fit its config: " + "; ".join(parts))
+
+
+def _say(text: str) -> None:
+    print(f"revisionllm: {text}", file=sys.stderr)

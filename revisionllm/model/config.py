@@ -1,0 +1,208 @@
+"""What a run is: everything needed to load a model and to ask it questions (`<run>/config.json`).
+
+Training writes it, evaluation and the commands read it, so that they cannot disagree about windows,
+frames, questions or time. The values and their meaning are the "Run folder" of the contracts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from revisionllm.errors import UserError
+
+CONFIG_NAME = "config.json"
+ADAPTER_NAME = "adapter.safetensors"
+LORA_NAME = "lora"
+FORMAT = "revisionllm-run"
+MAX_STEPS_UP = 2  # paths further away than ../../x are stored as absolute ones
+
+CHOICES = {
+    "stage": ("dense", "sparse", "long"),
+    "question": ("frames", "video", "yes_no"),
+    "answer_end": ("inclusive", "exclusive"),
+    "time_mapping": ("centered", "released"),
+    "merge_dtype": ("float32", "float16", "bfloat16"),
+}
+ADAPTER_KINDS = ("linear", "clip")
+ADAPTER_OUTPUTS = ("frames", "segment", "all", "alternate")
+
+
+@dataclass
+class AdapterConfig:
+    """Which module turns frame features into LLM tokens, and its dimensions."""
+
+    kind: str = field(
+        default="linear",
+        metadata={"help": "linear: FrameProjector | clip: ClipAdapter (reads the query)"},
+    )
+    feature_dim: int = field(
+        default=768, metadata={"help": "D, width of the frame and query token features"}
+    )
+    hidden_size: int = field(default=4096, metadata={"help": "H, width of the LLM"})
+    output: str = field(
+        default="frames",
+        metadata={"help": "tokens per window: frames (F) | segment (1) | all (1 + F) | alternate"},
+    )
+    options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "further keyword arguments of the module"}
+    )
+
+    def problems(self) -> list[str]:
+        """Contradictions, one sentence each."""
+        found = []
+        if self.kind not in ADAPTER_KINDS:
+            found.append(f"adapter.kind is {self.kind!r}, not one of {ADAPTER_KINDS}")
+        if self.output not in ADAPTER_OUTPUTS:
+            found.append(f"adapter.output is {self.output!r}, not one of {ADAPTER_OUTPUTS}")
+        if self.kind == "linear" and self.output != "frames":
+            found.append(f"a linear adapter gives frames, not {self.output!r}")
+        return found
+
+
+@dataclass
+class RunConfig:
+    """The contents of `<run>/config.json`. In memory, local paths are absolute; on disk relative.
+
+    Raises:
+        UserError: when values contradict each other (all problems in one message).
+    """
+
+    base: str = field(
+        default="", metadata={"help": "LLM: local Hugging Face folder, GGUF file, or hub id"}
+    )
+    base_revision: str | None = field(default=None, metadata={"help": "hub revision of the base"})
+    clip: str | None = field(
+        default=None, metadata={"help": "CLIP: local folder or file, or open_clip name"}
+    )
+    adapter: AdapterConfig = field(
+        default_factory=AdapterConfig, metadata={"help": "adapter kind, dimensions and options"}
+    )
+    adapter_file: str | None = field(
+        default=ADAPTER_NAME,
+        metadata={"help": "its weights; another run's file if unchanged from there"},
+    )
+    lora: list[str] = field(
+        default_factory=list,
+        metadata={"help": "LoRA folders in the order in which they are applied"},
+    )
+    stage: str = field(default="dense", metadata={"help": "dense | sparse | long"})
+    question: str = field(default="frames", metadata={"help": "wording: frames | video | yes_no"})
+    answer_end: str = field(
+        default="inclusive", metadata={"help": "is the last number of an answer inside the span"}
+    )
+    time_mapping: str = field(
+        default="centered", metadata={"help": "how frames map to seconds: centered | released"}
+    )
+    window_s: float = field(default=125.0, metadata={"help": "length of a window in seconds"})
+    stride_s: float = field(
+        default=62.5, metadata={"help": "from one dense window's start to the next, in seconds"}
+    )
+    frames_per_window: int = field(
+        default=250, metadata={"help": "F, frames the model sees of a window"}
+    )
+    feature_fps: float = field(default=5.0, metadata={"help": "frame features per second"})
+    num_segments: int = field(default=100, metadata={"help": "segments in one long-video prompt"})
+    segment_stride_s: float = field(
+        default=25.0, metadata={"help": "from one segment's start to the next, in seconds"}
+    )
+    merge_dtype: str = field(
+        default="float32", metadata={"help": "dtype of the base while LoRA is merged into it"}
+    )
+    parent: str | None = field(
+        default=None, metadata={"help": "the run or checkpoint that training started from"}
+    )
+    git_commit: str | None = field(
+        default=None, metadata={"help": "commit of this repository that wrote the run"}
+    )
+    versions: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "library versions that wrote the run"}
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.adapter, dict):
+            self.adapter = AdapterConfig(**self.adapter)
+        found = self.adapter.problems()
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                found.append(f"{name} is {getattr(self, name)!r}, not one of {allowed}")
+        for name in ("window_s", "stride_s", "frames_per_window", "feature_fps", "num_segments"):
+            if not getattr(self, name) > 0:
+                found.append(f"{name} must be above 0, is {getattr(self, name)!r}")
+        if found:
+            raise UserError("run config: " + "; ".join(found))
+
+
+def is_run_folder(folder: Path) -> bool:
+    """True if `folder/config.json` was written by `write_config` (a base folder has one too)."""
+    path = Path(folder) / CONFIG_NAME
+    if not path.is_file():
+        return False
+    return json.loads(path.read_text(encoding="utf-8")).get("format") == FORMAT
+
+
+def read_config(folder: str | Path) -> RunConfig:
+    """Read `<folder>/config.json`; relative paths become absolute, seen from the folder.
+
+    Raises:
+        UserError: not a run folder, unknown keys, values that contradict each other.
+    """
+    folder = Path(folder).resolve()
+    if not is_run_folder(folder):
+        raise UserError(f"not a run folder: {folder / CONFIG_NAME} is missing or of another format")
+    values = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    del values["format"]
+    unknown = _unknown_keys(values)
+    if unknown:
+        raise UserError(
+            f"{folder / CONFIG_NAME}: unknown keys {unknown}; written by a newer version?"
+        )
+    config = RunConfig(**values)
+    return _map_paths(config, lambda path: _absolute(path, folder))
+
+
+def write_config(config: RunConfig, folder: str | Path) -> Path:
+    """Write `<folder>/config.json` atomically; absolute paths nearby are stored relative to it."""
+    folder = Path(folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = _map_paths(RunConfig(**asdict(config)), lambda path: _relative(path, folder))
+    text = json.dumps({"format": FORMAT, **asdict(stored)}, indent=2) + "\n"
+    temporary = folder / f"{CONFIG_NAME}.tmp"
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, folder / CONFIG_NAME)
+    return folder / CONFIG_NAME
+
+
+def _unknown_keys(values: dict[str, Any]) -> list[str]:
+    unknown = sorted(set(values) - {f.name for f in fields(RunConfig)})
+    adapter = values.get("adapter", {})
+    return unknown + [
+        f"adapter.{key}" for key in sorted(set(adapter) - {f.name for f in fields(AdapterConfig)})
+    ]
+
+
+def _map_paths(config: RunConfig, change: Any) -> RunConfig:
+    """Apply `change` to every field of the config that may hold a path (in place)."""
+    config.base = change(config.base)
+    config.lora = [change(path) for path in config.lora]
+    for name in ("clip", "adapter_file", "parent"):
+        if getattr(config, name) is not None:
+            setattr(config, name, change(getattr(config, name)))
+    return config
+
+
+def _absolute(path: str, folder: Path) -> str:
+    """Seen from the run folder if something is there or the path says so; else an id, unchanged."""
+    seen = folder / path
+    is_path = path.startswith(".") or path in (ADAPTER_NAME, LORA_NAME) or seen.exists()
+    return os.path.normpath(seen) if path and is_path else path
+
+
+def _relative(path: str, folder: Path) -> str:
+    if not os.path.isabs(path):
+        return path
+    short = os.path.relpath(path, folder)
+    return path if short.split(os.sep).count("..") > MAX_STEPS_UP else Path(short).as_posix()

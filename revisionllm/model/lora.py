@@ -1,0 +1,112 @@
+"""LoRA through peft: new, from a folder, merged (https://arxiv.org/abs/2106.09685).
+
+LoRA goes on all linear layers inside the LLM's blocks and on nothing else: the LM head and the
+adapter stay as they are. The layers sit inside the `LlamaForCausalLM`, which therefore keeps its
+class and use.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.tuners.lora import LoraLayer
+from transformers import LlamaForCausalLM
+
+from revisionllm.errors import UserError
+from revisionllm.model.tensors import check_tensors, read_tensors, write_tensors
+
+LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+CONFIG_FILE = "adapter_config.json"
+WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+def new_lora(
+    llm: LlamaForCausalLM, *, rank: int = 64, alpha: int = 128, dropout: float = 0.05
+) -> PeftModel:
+    """Put new, trainable LoRA layers (a no-op until trained) into `llm`, in float32."""
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=LINEAR_LAYERS,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(llm, config)
+
+
+def lora_weights_file(folder: str | Path) -> Path:
+    """The weight file of a LoRA folder.
+
+    Raises:
+        UserError: the folder holds no LoRA.
+    """
+    folder = Path(folder)
+    for name in WEIGHT_FILES:
+        if (folder / CONFIG_FILE).is_file() and (folder / name).is_file():
+            return folder / name
+    raise UserError(f"not a LoRA folder: {folder} needs {CONFIG_FILE} and one of {WEIGHT_FILES}")
+
+
+def load_lora(llm: LlamaForCausalLM, folder: str | Path, *, trainable: bool = False) -> PeftModel:
+    """Put the LoRA of a folder into `llm`, its parameters in float32.
+
+    Raises:
+        UserError: a kind of LoRA that cannot be merged exactly, or weights that do not fit.
+    """
+    path = lora_weights_file(folder)
+    config = LoraConfig.from_pretrained(str(folder))
+    if config.use_dora or config.bias != "none" or config.modules_to_save:
+        raise UserError(f"{folder}: only plain LoRA is read (no DoRA, biases or modules_to_save)")
+    config.inference_mode = not trainable
+    config.base_model_name_or_path = llm.name_or_path
+    # released folders name modules as a set in any order; one order makes two loads train alike
+    config.target_modules = sorted(config.target_modules)
+    peft_model = get_peft_model(llm, config)
+    weights = read_tensors(path)
+    check_tensors(weights, get_peft_model_state_dict(peft_model), path)
+    set_peft_model_state_dict(peft_model, weights)
+    return peft_model
+
+
+@torch.no_grad()
+def merge_lora(peft_model: PeftModel) -> LlamaForCausalLM:
+    """Add B A alpha / r to the base weights and take the LoRA layers out.
+
+    The product is computed in float32 and rounded to the dtype of the base weights before it is
+    added, as in the released evaluation. peft's own merge adds unrounded products, or products of
+    float16
+    factors, depending on its version: off by up to 1e-4 from the published models' numbers.
+    """
+    for module in peft_model.modules():
+        if isinstance(module, LoraLayer):
+            weight = module.get_base_layer().weight
+            for name in module.active_adapters:
+                weight += module.get_delta_weight(name).to(weight.dtype)
+    return peft_model.unload()
+
+
+def save_lora(peft_model: PeftModel, folder: str | Path) -> None:
+    """Write peft's folder (config and safetensors), complete before it gets its name."""
+    folder = Path(folder)
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    write_tensors(get_peft_model_state_dict(peft_model), temporary / WEIGHT_FILES[0])
+    config = replace(peft_model.active_peft_config)
+    config.base_model_name_or_path = Path(config.base_model_name_or_path or "").name
+    config.save_pretrained(str(temporary))
+    replaced = folder.with_name(folder.name + ".old")
+    if folder.exists():
+        os.replace(folder, replaced)
+    os.replace(temporary, folder)
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -6,6 +6,7 @@ Scores are confidences in 0..1 (calibrated). Released logs hold other scales (su
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,23 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from revisionllm.eval.predictions import Prediction
+
+
+def check_film(duration_s: float, predictions: Sequence[Prediction]) -> None:
+    """Refuse what cannot be drawn as one film.
+
+    Raises:
+        ValueError: the duration is not a positive number, the predictions are of several films, or
+            one says "found" and names no moment.
+    """
+    if not (math.isfinite(duration_s) and duration_s > 0):
+        raise ValueError(f"duration_s must be a positive number of seconds, not {duration_s}")
+    films = sorted({prediction.vid for prediction in predictions})
+    if len(films) > 1:
+        raise ValueError(f"a view shows one film, but the predictions are of {films}")
+    empty = [p.qid for p in predictions if p.status == "ok" and p.found and not p.moments]
+    if empty:
+        raise ValueError(f"found, but without a moment: queries {empty} of film {films[0]}")
 
 
 @dataclass(frozen=True)
@@ -107,8 +125,13 @@ def cost_text(prediction: Prediction, num_windows: int | None) -> str:
     return ", ".join(parts)
 
 
+def sentence(prediction: Prediction) -> str:
+    """The question on one line; an empty one is named, so that its row has something to click."""
+    return one_line(prediction.query) or "(empty sentence)"
+
+
 def one_line(text: str) -> str:
-    """Put a sentence on one line: runs of white space and control characters become one space."""
+    """Put a text on one line: runs of white space and control characters become one space."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
@@ -117,12 +140,16 @@ def shade(score: float, top_score: float) -> float:
     return min(1.0, max(0.0, score / max(1.0, top_score)))
 
 
-def searched_spans(prediction: Prediction) -> list[tuple[float, float]]:
-    """Merge the windows the search visited into disjoint spans in seconds, in film order."""
+def searched_spans(prediction: Prediction, duration_s: float) -> list[tuple[float, float]]:
+    """Merge the windows the search visited into disjoint spans in seconds, in film order.
+
+    Windows that reach past the film's end (a film shorter than a window) are cut there.
+    """
     merged: list[tuple[float, float]] = []
     for window in sorted(prediction.windows or (), key=lambda w: (w.start_s, w.end_s)):
+        end_s = min(window.end_s, duration_s)
         if merged and window.start_s <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], window.end_s))
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end_s))
         else:
-            merged.append((window.start_s, window.end_s))
+            merged.append((window.start_s, end_s))
     return merged

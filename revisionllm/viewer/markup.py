@@ -41,7 +41,9 @@ def legend(predictions: Sequence[Prediction]) -> str:
     )
 
 
-def cards(predictions: Sequence[Prediction], frames: Mapping[float, str], num_windows: int | None):
+def cards(
+    predictions: Sequence[Prediction], frames: Mapping[float, str], num_windows: int | None
+) -> str:
     """One card per sentence: verdict, cost, frames of its best moments, all others as text."""
     return "\n".join(
         _card(query, prediction, frames, num_windows)
@@ -64,11 +66,14 @@ def _axis(duration_s: float) -> str:
 
 
 def _row(query: int, prediction: Prediction, duration_s: float) -> str:
-    sentence = escape(facts.one_line(prediction.query))
+    sentence = escape(facts.sentence(prediction))
     verdict = facts.verdict(prediction)
     summary = escape(verdict.text)
     lane = [_band("grid-line", tick_s, tick_s, duration_s) for tick_s in ticks(duration_s)[1:]]
-    lane += [_band("searched", *span, duration_s) for span in facts.searched_spans(prediction)]
+    lane += [
+        _band("searched", *span, duration_s)
+        for span in facts.searched_spans(prediction, duration_s)
+    ]
     lane += _marks(query, prediction, duration_s)
     return (
         f'<li class="row" data-query="{query}">'
@@ -124,7 +129,7 @@ def _card(
     return (
         f'<article class="card" id="card-{query}">\n'
         f'<h3><span class="number">{query + 1}</span>'
-        f"{escape(facts.one_line(prediction.query))}</h3>\n"
+        f"{escape(facts.sentence(prediction))}</h3>\n"
         f'<p class="verdict"><span class="badge {verdict.kind}">{escape(verdict.text)}</span>'
         f"{truth}</p>\n"
         f'<p class="cost">{facts.cost_text(prediction, num_windows)}</p>\n'

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 import os
 from html import escape
 from importlib import resources
@@ -53,11 +52,11 @@ def write_view(
         num_windows: how many dense windows cover the film, to compare the visited ones with.
 
     Raises:
-        ValueError: the duration is not a positive number, or the predictions are of several films.
+        ValueError: see `facts.check_film`.
         UserError: the film cannot be decoded.
     """
     path = Path(path)
-    _check(duration_s, predictions)
+    facts.check_film(duration_s, predictions)
     if thumbnails is None:
         thumbnails = (
             film_thumbnails(Path(video_path), predictions, duration_s) if video_path else {}
@@ -69,23 +68,15 @@ def write_view(
         style=_asset("page.css"),
         script=script,
         duration_s=f"{duration_s:.3f}",
-        facts=escape(_summary(video_path, duration_s, predictions, num_windows)),
+        facts=escape(facts.one_line(_summary(video_path, duration_s, predictions, num_windows))),
         legend=markup.legend(predictions),
         overview=markup.overview(predictions, duration_s),
         player=_player(video_path, path),
         cards=markup.cards(predictions, thumbnails, num_windows),
     )
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(page.encode("utf-8", "replace"))  # a lone surrogate becomes "?"
+    temporary.write_bytes(page.encode("utf-8"))
     os.replace(temporary, path)
-
-
-def _check(duration_s: float, predictions: Sequence[Prediction]) -> None:
-    if not (math.isfinite(duration_s) and duration_s > 0):
-        raise ValueError(f"duration_s must be a positive number of seconds, not {duration_s}")
-    films = sorted({prediction.vid for prediction in predictions})
-    if len(films) > 1:
-        raise ValueError(f"a view shows one film, but the predictions are of {films}")
 
 
 def _asset(name: str) -> str:
@@ -131,12 +122,12 @@ def _player(video_path: str | Path | None, page_path: Path) -> str:
     source, hidden = "", ""
     hint = "This page was written without a film file. To play the moments, choose it here:"
     if video_path is not None:
-        relative = os.path.relpath(video_path, page_path.parent)
-        source = f' src="{escape(quote(Path(relative).as_posix()))}"'
+        relative = Path(os.path.relpath(video_path, page_path.parent)).as_posix()
+        source = f' src="{escape(quote(os.fsencode(relative)))}"'  # bytes: names need not be UTF-8
         hidden = " hidden"
         hint = (
             "The film was not found, or this browser cannot play it. This page looks for "
-            f"<code>{escape(relative)}</code>, from its own folder. Put the film there and "
+            f"<code>{escape(facts.one_line(relative))}</code>, from its own folder. Put the film there and "
             "reload, or choose it here. If it is there, the browser lacks its codec: mp4 with "
             "H.264 plays in all common ones."
         )

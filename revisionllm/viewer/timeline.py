@@ -8,7 +8,6 @@ is shown, moments are markers, not bars; on the right each row is drawn to scale
 
 from __future__ import annotations
 
-import math
 import os
 import textwrap
 from pathlib import Path
@@ -56,12 +55,11 @@ def write_timeline(
         num_windows: how many dense windows cover the film, for "n of N windows".
 
     Raises:
-        ValueError: no predictions, or the duration is not a positive number.
+        ValueError: no predictions, or see `facts.check_film`.
     """
     if not predictions:
         raise ValueError("a timeline needs at least one prediction")
-    if not (math.isfinite(duration_s) and duration_s > 0):
-        raise ValueError(f"duration_s must be a positive number of seconds, not {duration_s}")
+    facts.check_film(duration_s, predictions)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure, film_axes, zoom_axes = _layout(len(predictions), title)
@@ -113,8 +111,7 @@ def _zoom_half_width_s(predictions: Sequence[Prediction]) -> float:
 
 def _draw_film_row(axes: Axes, row: int, prediction: Prediction, duration_s: float) -> None:
     axes.barh(row, duration_s, height=0.84, color=LANE, zorder=0)
-    for start_s, end_s in facts.searched_spans(prediction):
-        end_s = min(end_s, duration_s)
+    for start_s, end_s in facts.searched_spans(prediction, duration_s):
         axes.barh(row, end_s - start_s, left=start_s, height=0.84, color=SEARCHED, zorder=1)
     top_score = max((moment.score for moment in prediction.moments), default=1.0)
     for rank, moment in enumerate(prediction.moments):
@@ -207,14 +204,14 @@ def _finish_film_axes(axes: Axes, predictions: Sequence[Prediction], duration_s:
     axes.set_xlabel("time in the film", color=SOFT, fontsize=8.5)
     for row, prediction in enumerate(predictions):
         axes.text(
-            -0.02, row, _sentence(prediction.query), transform=axes.get_yaxis_transform(),
+            -0.02, row, _wrapped(prediction), transform=axes.get_yaxis_transform(),
             ha="right", va="center", fontsize=9.5, color=INK, parse_math=False, linespacing=1.15,
         )  # fmt: skip
 
 
-def _sentence(query: str) -> str:
-    lines = textwrap.wrap(facts.one_line(query), LABEL_CHARACTERS, max_lines=2, placeholder=" ...")
-    return "\n".join(lines) or "(empty sentence)"
+def _wrapped(prediction: Prediction) -> str:
+    text = facts.sentence(prediction)
+    return "\n".join(textwrap.wrap(text, LABEL_CHARACTERS, max_lines=2, placeholder=" ..."))
 
 
 def _cut(text: str, length: int) -> str:

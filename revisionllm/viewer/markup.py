@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from revisionllm.eval.predictions import Moment, Prediction
 
-_FAINTEST = 0.25  # opacity of a mark with score 0: still visible
+_FAINTEST = 0.35  # opacity of a mark with score 0: still visible
 
 
 def overview(predictions: Sequence[Prediction], duration_s: float) -> str:

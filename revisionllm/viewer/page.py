@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 from revisionllm.viewer import facts, markup
 from revisionllm.viewer.axis import clock
+from revisionllm.viewer.files import write_whole
 from revisionllm.viewer.thumbnails import film_thumbnails
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def write_view(
     """Write the page; the same input gives the same bytes.
 
     Args:
-        path: the HTML file; written under a temporary name beside it and renamed.
+        path: the HTML file.
         video_path: the film, best in the same folder; None where there is none (features only).
         duration_s: length of the film in seconds, > 0.
         predictions: the sentences of this film, in the order to show them.
@@ -53,7 +54,7 @@ def write_view(
 
     Raises:
         ValueError: see `facts.check_film`.
-        UserError: the film cannot be decoded.
+        UserError: the film cannot be decoded, or the page cannot be written.
     """
     path = Path(path)
     facts.check_film(duration_s, predictions)
@@ -74,9 +75,7 @@ def write_view(
         player=_player(video_path, path),
         cards=markup.cards(predictions, thumbnails, num_windows),
     )
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(page.encode("utf-8"))
-    os.replace(temporary, path)
+    write_whole(path, page.encode("utf-8"))
 
 
 def _asset(name: str) -> str:
@@ -113,7 +112,7 @@ def _summary(
     if num_windows and predictions:
         visited = sum(p.cost.dense_windows for p in predictions) / len(predictions)
         share = 100 * visited / num_windows
-        parts.append(f"{visited:.1f} of {num_windows} windows visited per sentence ({share:.0f} %)")
+        parts.append(f"{visited:.1f} of {num_windows} windows visited per sentence ({share:.0f}%)")
     return " \N{MIDDLE DOT} ".join(part for part in parts if part)
 
 
@@ -127,9 +126,9 @@ def _player(video_path: str | Path | None, page_path: Path) -> str:
         hidden = " hidden"
         hint = (
             "The film was not found, or this browser cannot play it. This page looks for "
-            f"<code>{escape(facts.one_line(relative))}</code>, from its own folder. Put the film there and "
-            "reload, or choose it here. If it is there, the browser lacks its codec: mp4 with "
-            "H.264 plays in all common ones."
+            f"<code>{escape(facts.one_line(relative))}</code>, from its own folder. Put the film "
+            "there and reload, or choose it here. If it is there, the browser lacks its codec: "
+            "mp4 with H.264 plays in all common ones."
         )
     return (
         f'<p class="hint" role="status"{hidden}>{hint}</p>\n'

@@ -8,16 +8,17 @@ is shown, moments are markers, not bars; on the right each row is drawn to scale
 
 from __future__ import annotations
 
-import os
+import io
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from revisionllm.viewer import facts
 from revisionllm.viewer.axis import clock, ticks
+from revisionllm.viewer.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ VERDICT_COLOURS = {"found": INK, "absent": SOFT, "failed": BAD}
 LABEL_CHARACTERS = 40  # a line of the sentence; two lines are shown
 ROW_INCHES = 0.62
 DOTS_PER_INCH = 150
-_FAINTEST = 0.25  # opacity of a marker with score 0
+_FAINTEST = 0.35  # opacity of a marker with score 0
 
 
 def write_timeline(
@@ -48,7 +49,7 @@ def write_timeline(
     and the true span in seconds, with the verdict in words.
 
     Args:
-        path: the PNG file; written under a temporary name beside it and renamed.
+        path: the PNG file.
         duration_s: length of the film in seconds, > 0.
         predictions: at least one, drawn top to bottom.
         title: heading; empty for none.
@@ -56,6 +57,7 @@ def write_timeline(
 
     Raises:
         ValueError: no predictions, or see `facts.check_film`.
+        UserError: the file cannot be written.
     """
     if not predictions:
         raise ValueError("a timeline needs at least one prediction")
@@ -70,11 +72,10 @@ def write_timeline(
     _finish_film_axes(film_axes, predictions, duration_s)
     _finish_zoom_axes(zoom_axes, half_width_s)
     _add_legend(figure, predictions)
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     FigureCanvasAgg(figure)
-    figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    os.replace(temporary, path)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    write_whole(path, png.getvalue())
 
 
 def _layout(num_rows: int, title: str) -> tuple[Figure, Axes, Axes]:
@@ -181,7 +182,9 @@ def _write_verdict(
     left, high = -0.98 * half_width_s, row - 0.25
     colour = VERDICT_COLOURS[verdict.kind]
     _text(axes, left, high, _cut(verdict.text, 44), fontsize=8.5, color=colour, weight="bold")
-    if prediction.gt is not None and prediction.status == "ok":
+    if verdict.kind == "failed":
+        return
+    if prediction.gt is not None:
         right, truth = _truth_words(prediction, verdict)
         _text(axes, -left, high, truth, fontsize=8.5, color=GOOD if right else BAD, ha="right")
     elif num_windows is not None:

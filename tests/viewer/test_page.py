@@ -83,7 +83,7 @@ def test_not_present_is_said_with_its_confidence(view, predictions):
     assert "not present, confidence 0.60" in page.texts["span"]
     assert "failed: no memory" in page.texts["span"]
     assert len(page.of_class("candidate")) == 7 + 1 + 1  # two sentences and the legend
-    assert "3 of 19 windows visited" in html and "(16 %)" in html
+    assert "3 of 19 windows visited" in html and "(16%)" in html
     assert "7 sentences: 4 found, 2 not present, 1 failed" in html
 
 

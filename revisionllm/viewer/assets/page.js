@@ -127,14 +127,14 @@
 
   function markSpan(startS, endS) {
     $$(".overview .span.current").forEach((span) => span.classList.remove("current"));
-    current.span = $$(".span", current.row).find(
+    current.span = current.row && $$(".span", current.row).find(
       (span) => Number(span.dataset.startS) === startS && Number(span.dataset.endS) === endS,
     );
     if (current.span) current.span.classList.add("current");
   }
 
   // `button` is any element with data-query, data-start-s, data-end-s (a mark, a frame or a line).
-  function choose(button) {
+  function show(button) {
     const startS = Number(button.dataset.startS);
     const endS = Number(button.dataset.endS);
     selectRow($(`.row[data-query="${button.dataset.query}"]`));
@@ -144,8 +144,23 @@
     $(".zoom-sentence").textContent = $(".text", current.row).textContent;
     $(".zoom-facts").textContent = current.span ? current.span.title : "";
     drawZoom();
+  }
+
+  function play(button) {
+    show(button);
     $(".stage").scrollIntoView({ block: "nearest" });
     playFrom(Number(button.dataset.atS ?? button.dataset.startS));
+  }
+
+  function openCard(row) {
+    const best = $(".span", row);
+    if (best) show(best);
+    else {
+      markSpan(null, null);
+      selectRow(row);
+      zoom.panel.hidden = true;
+    }
+    document.getElementById(`card-${row.dataset.query}`).scrollIntoView({ block: "nearest" });
   }
 
   document.addEventListener("click", (event) => {
@@ -153,16 +168,11 @@
     const label = event.target.closest(".label");
     const zoomButton = event.target.closest("[data-zoom]");
     const lane = event.target.closest(".lane");
-    if (button) choose(button);
+    if (button) play(button);
     else if (label) openCard(label.closest(".row"));
     else if (zoomButton) zoomBy(zoomButton.dataset.zoom === "in" ? 0.5 : 2);
     else if (lane) playAtPointer(lane, event.clientX);
   });
-
-  function openCard(row) {
-    selectRow(row);
-    document.getElementById(`card-${row.dataset.query}`).scrollIntoView({ block: "nearest" });
-  }
 
   function playAtPointer(lane, clientX) {
     const box = lane.getBoundingClientRect();

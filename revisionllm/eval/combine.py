@@ -130,7 +130,8 @@ def _dense_answer(
     item: Ranking | LogRow, query: Query | None, accounting: Accounting
 ) -> DenseAnswers | None:
     if isinstance(item, LogRow):
-        return _from_log(item, query, accounting)
+        absent = query is not None and not len(query.spans)
+        return None if absent else _from_log(item, query, accounting)
     gt = item.gt if query is None else query.spans
     if gt is None:
         raise UserError(f"query {item.qid} carries no ground truth; give --data_path ANNOTATIONS")

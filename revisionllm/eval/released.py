@@ -294,8 +294,9 @@ def log_ranking(
     num_film_frames = int(query.duration_s * frames_per_window / window_s)
     if num_film_frames < 1:
         raise BadRecord(f"query {query.qid}: the film is shorter than a frame")
-    spans, scores = [], []
-    for window, score in zip(windows, row.scores.tolist(), strict=True):
+    spans, scores, used = [], [], []
+    for position in np.argsort(-row.scores, kind="stable").tolist():
+        window = windows[position]
         first, last = parse_released_span(row.answers[window])
         if last >= first:
             shares = released_film_span(
@@ -306,7 +307,8 @@ def log_ranking(
                 num_film_frames=num_film_frames,
             )
             spans.append([share * query.duration_s for share in shares])
-            scores.append(score)
+            scores.append(row.scores[position])
+            used.append(window)
     ranking = Ranking(
         qid=row.query_id,
         spans=np.array(spans).reshape(-1, 2),
@@ -315,7 +317,6 @@ def log_ranking(
         query=query.query,
         duration_s=query.duration_s,
         gt=query.spans,
-        extra={"window_indices": windows},
+        extra={"window_indices": np.array(used, int)},
     )
-    ranking.sort()
     return ranking, len(windows) - len(spans)

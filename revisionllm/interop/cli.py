@@ -1,0 +1,73 @@
+"""`revisionllm convert-data SRC DST --from F --to F`: between the field's file formats.
+
+revisionllm convert-data MAD_test.json mad_test.jsonl --from mad --to cone
+revisionllm convert-data predictions.jsonl submission.jsonl --to moment-detr
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from revisionllm.errors import UserError
+
+KINDS = {"annotations": "queries", "predictions": "answers"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    from revisionllm.interop.formats import names
+
+    known = ", ".join(names())
+    parser.add_argument("source", metavar="SRC", help="file to read (released logs: their folder)")
+    parser.add_argument("target", metavar="DST", help="file to write; it must not exist yet")
+    parser.add_argument(
+        "--from", dest="source_format", help=f"told from the file if unset: {known}"
+    )
+    parser.add_argument("--to", dest="target_format", required=True, help=f"one of: {known}")
+    parser.add_argument(
+        "--annotations",
+        help="ground truth that fills in what the source lacks (film, length, spans)",
+    )
+    parser.add_argument("--fps", type=float, help="frames per second of the features (snag only)")
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="convert the rest when lines of the source cannot be read (they are named either way)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert; returns 0. Raises UserError for whatever the user can mend."""
+    from revisionllm.interop import formats
+
+    target = formats.FORMATS.get(args.target_format)
+    if target is None or target.write is None:
+        raise UserError(f"cannot write {args.target_format!r}; --to takes: {_writable(formats)}")
+    if Path(args.target).exists() and not args.overwrite:
+        raise UserError(f"{args.target} exists; --overwrite replaces it")
+    queries = formats.read_queries(args.annotations)[0] if args.annotations else []
+    if target.kind == formats.ANNOTATIONS:
+        items, problems = formats.read_queries(args.source, args.source_format)
+    else:
+        items, problems = formats.read_rankings(args.source, args.source_format, queries)
+    for problem in problems:
+        print(f"not used: {problem}", file=sys.stderr)
+    if problems and not args.skip_bad:
+        raise UserError(
+            f"{len(problems)} lines of {args.source} cannot be read; --skip-bad drops them"
+        )
+    if not items:
+        raise UserError(f"{args.source} holds nothing to convert")
+    if args.target_format == "snag":
+        target.write(Path(args.target), items, fps=args.fps)
+    else:
+        target.write(Path(args.target), items)
+    print(f"{len(items)} {KINDS[target.kind]} written to {args.target} ({args.target_format})")
+    return 0
+
+
+def _writable(formats) -> str:
+    return ", ".join(name for name, format_ in formats.FORMATS.items() if format_.write)

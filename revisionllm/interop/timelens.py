@@ -1,0 +1,97 @@
+"""TimeLens results: an object keyed `video>>>query>>>[[start, end]]`, as JSON or JSONL.
+
+A value is `{"timestamps": [[s, e]], "answers": "text"}` (either is enough) or the text alone. The
+key carries the ground truth, so that these files can be scored without annotations.
+https://github.com/TencentARC/TimeLens
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from revisionllm.errors import UserError
+from revisionllm.eval.jsonl import BadRecord, Problem, iter_json_lines, parse_json, span_rows
+from revisionllm.eval.rankings import NO_SPANS, Ranking
+from revisionllm.interop.common import Found, film_of, parse_items, read_object, write_document
+
+SEPARATOR = ">>>"
+SPAN_TEXT = re.compile(r"(\d+(?:\.\d+)?)\s*(?:-|to)\s*(\d+(?:\.\d+)?)")
+
+
+def read_predictions(path: Path) -> Found[Ranking]:
+    """Read results; the query id is the whole key."""
+    return parse_items(path, _pairs(path), _ranking)
+
+
+def _pairs(path: Path) -> Iterator[tuple[str, Any]]:
+    if path.suffix != ".jsonl":
+        yield from ((f"key {key!r}", (key, value)) for key, value in read_object(path).items())
+        return
+    for line, record in iter_json_lines(path):
+        if isinstance(record, Problem):
+            yield "", record
+        elif isinstance(record, dict):
+            yield from ((f"line {line}", (key, value)) for key, value in record.items())
+        else:
+            yield "", Problem(str(path), line, "expected a JSON object")
+
+
+def _ranking(item: tuple[str, Any]) -> Ranking:
+    key, value = item
+    parts = key.rsplit(SEPARATOR, 1)
+    vid, separator, query = parts[0].partition(SEPARATOR)
+    if len(parts) != 2 or not separator:
+        raise BadRecord("the key must be video>>>query>>>span")
+    gt = parse_json(parts[1].encode())
+    if isinstance(gt, list) and len(gt) == 2 and not isinstance(gt[0], list):
+        gt = [gt]  # lmms-eval writes a flat [start, end] for Charades-STA
+    spans = _answered(value)
+    return Ranking(
+        qid=key,
+        spans=NO_SPANS if spans is None else spans,
+        vid=vid,
+        query=query,
+        failed=spans is None,
+        reason="no span in the answer" if spans is None else None,
+        gt=span_rows(gt, "the span in the key"),
+        extra={"answers": value if isinstance(value, str) else _text(value)},
+    )
+
+
+def _text(value: Any) -> str | None:
+    return value.get("answers") if isinstance(value, dict) else None
+
+
+def _answered(value: Any) -> np.ndarray | None:
+    if isinstance(value, dict) and value.get("timestamps") is not None:
+        return span_rows(value["timestamps"], "timestamps")
+    text = value if isinstance(value, str) else _text(value)
+    if not isinstance(text, str):
+        raise BadRecord("neither timestamps nor an answer text")
+    spans = [sorted(map(float, pair)) for pair in SPAN_TEXT.findall(text)]
+    return span_rows(spans, "answer") if spans else None
+
+
+def write_predictions(path: Path, rankings: Sequence[Ranking]) -> None:
+    """Write results; needs the ground truth, which is part of the key."""
+    document = {}
+    for ranking in rankings:
+        if ranking.gt is None:
+            raise UserError(
+                f"timelens keys hold the true span; query {ranking.qid} has none "
+                "(--annotations FILE can supply it)"
+            )
+        truth = json.dumps(ranking.gt.tolist())
+        key = SEPARATOR.join([film_of(ranking, "timelens"), ranking.query or "", truth])
+        if key in document:
+            raise UserError(f"two queries share the timelens key {key!r}")
+        document[key] = {"timestamps": ranking.spans.tolist()}
+        if ranking.extra.get("answers") is not None:
+            document[key]["answers"] = ranking.extra["answers"]
+    write_document(path, document)

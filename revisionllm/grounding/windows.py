@@ -145,11 +145,23 @@ def labels_to_span(
 def windows_touching(
     windows: Sequence[Window], ranges_s: Iterable[tuple[float, float]]
 ) -> list[Window]:
-    """The windows that share time with at least one range (a range of no length counts as a
-    point).
-    """
-    merged = merge_ranges(ranges_s)
-    return [w for w in windows if any(_touches(w, start, end) for start, end in merged)]
+    """The windows that share time with at least one range (a range of no length is a point)."""
+    starts_s = np.array([w.start_s for w in windows])
+    ends_s = np.array([w.end_s for w in windows])
+    return [windows[i] for i in touching_indices(starts_s, ends_s, ranges_s).tolist()]
+
+
+def touching_indices(
+    starts_s: np.ndarray, ends_s: np.ndarray, ranges_s: Iterable[tuple[float, float]]
+) -> np.ndarray:
+    """`windows_touching` on arrays `[N]`: sorted int64 indices."""
+    touched = np.zeros(len(starts_s), dtype=bool)
+    for start_s, end_s in ranges_s:
+        if end_s > start_s:
+            touched |= (starts_s < end_s) & (start_s < ends_s)
+        else:
+            touched |= (starts_s <= start_s) & (start_s < ends_s)
+    return np.flatnonzero(touched)
 
 
 def merge_ranges(
@@ -174,12 +186,6 @@ def pad_ranges(
         for start, end in ranges_s
         if start < duration_s and end > 0
     )
-
-
-def _touches(window: Window, start_s: float, end_s: float) -> bool:
-    if end_s <= start_s:
-        return window.start_s <= start_s < window.end_s
-    return window.start_s < end_s and start_s < window.end_s
 
 
 def _is_released(time_mapping: str) -> bool:

@@ -1,0 +1,195 @@
+"""From answers of a level to surviving ranges, and to ranked moments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from revisionllm.grounding.calibration import Calibration
+from revisionllm.grounding.levels import Level, Moment, WindowAnswer
+from revisionllm.grounding.scores import SpanCosine, merge_duplicates, suppress
+from revisionllm.grounding.windows import merge_ranges
+
+Range = tuple[float, float]
+
+VETO_FACTOR = 0.1  # a moment that the coarse levels contradict ranks behind those they support
+WHOLE_WINDOW_WEIGHT = 0.1  # a window offered as a moment because nothing was answered
+
+
+@dataclass
+class Candidates:
+    """Spans before ranking, arrays of one length N: seconds `[N, 2]` and `[N]` each."""
+
+    spans_s: np.ndarray
+    presence: np.ndarray
+    entropy: np.ndarray
+    weight: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.spans_s)
+
+
+def candidates_of(answers: Sequence[WindowAnswer], duration_s: float) -> Candidates:
+    """All spans of the answers, clipped to the film; spans that are empty or reversed are left out.
+
+    Raises:
+        ValueError: a number is not finite, or a presence or weight is outside 0..1.
+    """
+    rows = [
+        (span.start_s, span.end_s, answer.presence, answer.entropy, span.score)
+        for answer in answers
+        for span in answer.spans
+    ]
+    return _table(rows, duration_s)
+
+
+def take(found: Candidates, indices: np.ndarray) -> Candidates:
+    """The candidates at `indices`, in that order."""
+    return Candidates(
+        found.spans_s[indices],
+        found.presence[indices],
+        found.entropy[indices],
+        found.weight[indices],
+    )
+
+
+def whole_windows(answers: Sequence[WindowAnswer], duration_s: float) -> Candidates:
+    """Each answer's window as a candidate of little weight."""
+    rows = [(a.start_s, a.end_s, a.presence, a.entropy, WHOLE_WINDOW_WEIGHT) for a in answers]
+    return _table(rows, duration_s)
+
+
+def surviving_ranges(
+    level: Level, answers: Sequence[WindowAnswer], duration_s: float
+) -> tuple[list[Range], list[float]]:
+    """Ranges that one zoom of a level keeps, and their scores (presence times weight), best
+    first.
+    """
+    if level.min_score is None:
+        answers = [answer for answer in answers if answer.is_positive]
+    found = candidates_of(answers, duration_s)
+    scores = found.presence * found.weight
+    order = np.argsort(-scores, kind="stable")
+    if level.min_score is not None:
+        order = order[scores[order] >= level.min_score]
+    order = order[: level.budget(len(found))] if len(found) else order
+    return [tuple(span) for span in found.spans_s[order].tolist()], scores[order].tolist()
+
+
+def voted_ranges(ranges_by_zoom: Sequence[Sequence[Range]], min_votes: int) -> list[Range]:
+    """Time that at least `min_votes` zooms name; if none gets so many, what gets the most.
+
+    Args:
+        ranges_by_zoom: per zoom, disjoint sorted ranges.
+
+    Returns:
+        Disjoint sorted ranges; empty only if no zoom names anything.
+    """
+    edges = np.unique([edge for ranges in ranges_by_zoom for span in ranges for edge in span])
+    middles = (edges[1:] + edges[:-1]) / 2
+    votes = np.zeros(len(middles), dtype=np.int64)
+    for ranges in ranges_by_zoom:
+        bounds = np.array(ranges).reshape(-1, 2)
+        started = np.searchsorted(bounds[:, 0], middles)  # ranges are disjoint: one more has begun
+        votes += started - np.searchsorted(bounds[:, 1], middles)  # than ended where one covers
+    kept = votes >= max(1, min(min_votes, votes.max(initial=0)))
+    cells = np.stack([edges[:-1], edges[1:]], axis=1)[kept] if len(middles) else []
+    return merge_ranges([tuple(cell) for cell in np.array(cells).tolist()])
+
+
+def best_scores(
+    ranges_s: Sequence[Range], spans: Sequence[Range], scores: Sequence[float]
+) -> list[float]:
+    """For each range, the best score of the spans that overlap it (0 if none does)."""
+    if not ranges_s or not spans:
+        return [0.0] * len(ranges_s)
+    return _best_overlap(np.array(ranges_s), spans, scores)[1].tolist()
+
+
+def support_factors(
+    spans_s: np.ndarray, retrieved: Sequence[tuple[list[Range], list[float]]], *, rescale: bool
+) -> np.ndarray:
+    """Factor `[N]` by which the coarse levels scale each span's score.
+
+    Args:
+        retrieved: per level the ranges it names and their scores; a level that names nothing is
+            silent.
+        rescale: fine_to_coarse, each level multiplies by the score of its best range that overlaps
+            the span, or by the veto. False: exhaustive, 1 if any level names the span, else the
+            veto.
+    """
+    by_level = [_best_overlap(spans_s, *level) for level in retrieved if level[0]]
+    if not by_level:
+        return np.ones(len(spans_s))
+    if rescale:
+        scaled = [np.where(named, best, VETO_FACTOR) for named, best in by_level]
+        return np.prod(scaled, axis=0)
+    return np.where(np.any([named for named, _ in by_level], axis=0), 1.0, VETO_FACTOR)
+
+
+def rank(
+    found: Candidates,
+    *,
+    query: int,
+    level: Level,
+    factor: np.ndarray,
+    cosine: SpanCosine | None,
+    calibration: Calibration | None,
+    nms_iou: float,
+    merge_iou: float | None,
+    top_k: int,
+) -> list[Moment]:
+    """Ranked moments: score = confidence x the span's weight x `factor`, overlaps suppressed.
+
+    The confidence is `calibration` of the parts (presence, entropy, and cosine when it can be
+    had); without a calibration it is the presence. `merge_iou`: near-duplicates become their
+    weighted mean first.
+    """
+    if not len(found):
+        return []
+    parts = {"presence": found.presence, "entropy": found.entropy}
+    if cosine is not None:
+        parts["cosine"] = np.asarray(cosine(query, found.spans_s), dtype=np.float64)
+        _require_finite(parts["cosine"], "cosine")
+    confidence = found.presence if calibration is None else calibration.confidence(parts)
+    scores = confidence * found.weight * factor
+    spans, source = found.spans_s, np.arange(len(found))
+    if merge_iou is not None:
+        spans, source = merge_duplicates(spans, scores, iou_threshold=merge_iou)
+    kept = suppress(spans, scores[source], iou_threshold=nms_iou, top_k=top_k)
+    return [
+        Moment(
+            start_s=float(spans[i, 0]),
+            end_s=float(spans[i, 1]),
+            score=float(scores[source[i]]),
+            parts={name: float(values[source[i]]) for name, values in parts.items()},
+            level=level.name,
+        )
+        for i in kept.tolist()
+    ]
+
+
+def _best_overlap(
+    spans_s: np.ndarray, ranges: Sequence[Range], scores: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    bounds = np.array(ranges)
+    touching = (spans_s[:, :1] < bounds[None, :, 1]) & (bounds[None, :, 0] < spans_s[:, 1:])
+    return touching.any(axis=1), np.where(touching, np.array(scores), 0.0).max(axis=1)
+
+
+def _table(rows: list[tuple[float, float, float, float, float]], duration_s: float) -> Candidates:
+    table = np.array(rows, dtype=np.float64).reshape(-1, 5)
+    _require_finite(table, "answer")
+    outside = (table[:, [2, 4]] < 0) | (table[:, [2, 4]] > 1)
+    if outside.any():
+        raise ValueError("presence and span scores must be in 0..1")
+    table[:, :2] = np.clip(table[:, :2], 0.0, duration_s)
+    table = table[table[:, 0] < table[:, 1]]
+    return Candidates(table[:, :2], table[:, 2], table[:, 3], table[:, 4])
+
+
+def _require_finite(values: np.ndarray, what: str) -> None:
+    if not np.isfinite(values).all():
+        raise ValueError(f"the model gave a {what} that is not finite")

@@ -1,0 +1,11 @@
+"""Views of one film's predictions: an HTML page to click through and a PNG to put in a report.
+
+    page.py        `write_view`: one self-contained HTML file that opens from disk and plays the film
+    timeline.py    `write_timeline`: a PNG with a row per sentence
+    facts.py       what both say about a prediction: verdict, truth, cost
+    markup.py      rows and cards of the page; assets/ holds its HTML frame, style and script
+    thumbnails.py  frames of the film at the moments
+    axis.py        h:mm:ss and round ticks;  files.py  whole files or none
+
+Both take the `Prediction` objects of `revisionllm.eval.predictions`, all of one film.
+"""

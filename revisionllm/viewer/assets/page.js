@@ -13,7 +13,8 @@
     const units = Math.floor(seconds * scale + 0.5);
     const whole = Math.floor(units / scale);
     const pad = (n) => String(n).padStart(2, "0");
-    const text = `${Math.floor(whole / 3600)}:${pad(Math.floor(whole / 60) % 60)}:${pad(whole % 60)}`;
+    const hours = Math.floor(whole / 3600);
+    const text = `${hours}:${pad(Math.floor(whole / 60) % 60)}:${pad(whole % 60)}`;
     return decimals ? `${text}.${units % scale}` : text;
   }
 
@@ -36,7 +37,8 @@
   function movePlayheads() {
     if (film.readyState === 0) return;
     const timeS = film.currentTime;
-    $$(".overview .playhead").forEach((line) => { line.style.left = `${100 * timeS / durationS}%`; });
+    const left = `${100 * timeS / durationS}%`;
+    $$(".overview .playhead").forEach((line) => { line.style.left = left; });
     const inZoom = $(".playhead", zoom.lane);
     if (inZoom) inZoom.style.left = `${zoomPercent(timeS)}%`;
     const loop = $("[name=loop]");
@@ -74,7 +76,9 @@
   const zoomPercent = (timeS) => 100 * (timeS - zoomStartS()) / (2 * current.halfWidthS);
 
   function zoomStep() {
-    const steps = [0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200];
+    const steps = [
+      0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200,
+    ];
     return steps.find((step) => 2 * current.halfWidthS / step <= 4.5) ?? 86400;
   }
 
@@ -111,8 +115,9 @@
 
   function zoomBy(factor) {
     if (!current.row) return;
-    const lengthS = current.endS - current.startS;
-    current.halfWidthS = Math.min(durationS, Math.max(lengthS * 0.6, 1, current.halfWidthS * factor));
+    const narrowestS = Math.max(1, 0.6 * (current.endS - current.startS));
+    const wantedS = Math.max(narrowestS, current.halfWidthS * factor);
+    current.halfWidthS = Math.min(durationS, wantedS);
     drawZoom();
   }
 
@@ -177,7 +182,8 @@
   function playAtPointer(lane, clientX) {
     const box = lane.getBoundingClientRect();
     const part = (clientX - box.left) / box.width;
-    const timeS = lane === zoom.lane ? zoomStartS() + part * 2 * current.halfWidthS : part * durationS;
+    const zoomedS = zoomStartS() + part * 2 * current.halfWidthS;
+    const timeS = lane === zoom.lane ? zoomedS : part * durationS;
     playFrom(Math.min(durationS, Math.max(0, timeS)));
   }
 

@@ -1,6 +1,6 @@
 """Views of one film's predictions: an HTML page to click through and a PNG to put in a report.
 
-    page.py        `write_view`: one self-contained HTML file that opens from disk and plays the film
+    page.py        `write_view`: one self-contained HTML file that plays the film from disk
     timeline.py    `write_timeline`: a PNG with a row per sentence
     facts.py       what both say about a prediction: verdict, truth, cost
     markup.py      rows and cards of the page; assets/ holds its HTML frame, style and script

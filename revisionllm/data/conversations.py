@@ -84,17 +84,10 @@ def prompt_pieces(tokenizer: Tokenizer, question: str) -> tuple[list[int], list[
     return chunks[0], chunks[1]
 
 
-def answer_ids(tokenizer: Tokenizer, question: str, answer: str) -> list[int]:
-    """Token ids of ` answer` as they follow the prompt, with EOS.
-
-    Raises:
-        ValueError: the answer changes the ids of the prompt, so that labels would not line up.
-    """
-    prompt = prompt_ids(tokenizer, question)
-    whole = encode_with_video(tokenizer, f"{prompt_text(question)} {answer}")
-    if whole[: len(prompt)] != prompt:
-        raise ValueError(f"tokens of the prompt change when {answer!r} follows {question!r}")
-    return [*whole[len(prompt) :], tokenizer.eos_token_id]
+def encode_answer(tokenizer: Tokenizer, answer: str) -> list[int]:
+    """Token ids of an answer as they follow `ASSISTANT:`, without EOS; for grammars."""
+    opening = list(tokenizer("ASSISTANT:")["input_ids"])
+    return list(tokenizer(f"ASSISTANT: {answer}")["input_ids"])[len(opening) :]
 
 
 def training_ids(tokenizer: Tokenizer, question: str, answer: str) -> tuple[list[int], list[int]]:
@@ -108,7 +101,13 @@ def training_ids(tokenizer: Tokenizer, question: str, answer: str) -> tuple[list
     Returns:
         input_ids and labels of equal length; only the answer and EOS are supervised, all else is
         `IGNORE_INDEX`.
+
+    Raises:
+        ValueError: the answer changes the tokens of the prompt, so that labels would not line up.
     """
     prompt = prompt_ids(tokenizer, question)
-    answer_part = answer_ids(tokenizer, question, answer)
+    whole = encode_with_video(tokenizer, f"{prompt_text(question)} {answer}")
+    if whole[: len(prompt)] != prompt:
+        raise ValueError(f"tokens of the prompt change when {answer!r} follows {question!r}")
+    answer_part = [*whole[len(prompt) :], tokenizer.eos_token_id]
     return prompt + answer_part, [IGNORE_INDEX] * len(prompt) + answer_part

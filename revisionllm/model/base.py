@@ -16,7 +16,13 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
-from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
 
 from revisionllm.errors import UserError
 
@@ -97,6 +103,22 @@ def load_base(
         bos_token_id=llm.config.bos_token_id, eos_token_id=llm.config.eos_token_id
     )
     return llm.eval()
+
+
+def meta_llm(base: str, *, revision: str | None = None) -> LlamaForCausalLM:
+    """The LLM without its weights (on the meta device): names and shapes, in no memory.
+
+    Raises:
+        UserError: the base's config cannot be read.
+    """
+    location, extra = _location(base)
+    check_is_llama(base)
+    try:
+        config = AutoConfig.from_pretrained(location, **extra, revision=revision or "main")
+    except (OSError, ValueError) as error:
+        raise UserError(f"no config in base {base}: {str(error).splitlines()[0]}") from error
+    with torch.device("meta"):
+        return LlamaForCausalLM(config)
 
 
 def load_tokenizer(base: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -42,7 +42,9 @@ class AdapterConfig:
     feature_dim: int = field(
         default=768, metadata={"help": "D, width of the frame and query token features"}
     )
-    hidden_size: int = field(default=4096, metadata={"help": "H, width of the LLM"})
+    hidden_size: int = field(
+        default=4096, metadata={"help": "H, width of the LLM; a new adapter takes the base's"}
+    )
     output: str = field(
         default="frames",
         metadata={"help": "tokens per window: frames (F) | segment (1) | all (1 + F) | alternate"},

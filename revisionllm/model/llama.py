@@ -143,6 +143,7 @@ class GroundingModel(nn.Module):
                 "a clip adapter needs the query's word features, and with the output 'alternate'"
                 " every batch must say 'segment' or 'frames'"
             )
+        query_mask = None if query_mask is None else query_mask.to(like.device)
         return self.projector(features, query_features.to(like), query_mask, output=output)
 
     def splice_prompts(
@@ -206,7 +207,7 @@ class GroundingModel(nn.Module):
         )
         hidden_BMH = self.llm.model(
             inputs_embeds=batch.inputs_embeds,
-            attention_mask=batch.attention_mask,
+            attention_mask=batch.attention_mask.long(),
             position_ids=batch.position_ids,
             use_cache=False,
         ).last_hidden_state

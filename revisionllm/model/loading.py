@@ -40,6 +40,7 @@ from revisionllm.model.llama import GroundingModel, build_adapter
 from revisionllm.model.lora import load_lora, merge_lora, save_lora
 from revisionllm.model.released import (
     AdapterWeights,
+    adapter_config_for,
     adapter_file_in,
     is_released,
     read_adapter_weights,
@@ -70,8 +71,10 @@ def load_model(
         lora_mode: `merge` all LoRAs into the base; or keep the last one apart, `frozen` or to
         `train`
             (the ones before it are merged).
-        **overrides: fields of `RunConfig`. `adapter` with no `adapter_file` makes a new adapter.
-            Published checkpoints may need `base`, `adapter_file`, `stage`; see `released_run`.
+        **overrides: fields of `RunConfig`. `adapter` with no `adapter_file` makes a new one (its
+            `hidden_size` is that of the base); `adapter_file` alone (a file, or another run's or
+            checkpoint's folder) takes that adapter, its kind and dimensions included. Published
+            checkpoints may need `base`, `adapter_file`, `stage`; see `released_run`.
 
     Returns:
         The model in eval mode. Base and adapter are frozen unless `set_trainable` says otherwise.
@@ -117,23 +120,27 @@ def describe(source: str | Path, **overrides: Any) -> tuple[RunConfig, AdapterWe
         UserError: not a source, or something is missing beside it.
     """
     path = Path(source).expanduser()
-    if is_run_folder(path):
-        config = replace(read_config(path), **overrides)
-        if "adapter" in overrides and "adapter_file" not in overrides:
-            config.adapter_file = None
-    elif is_released(path):
-        config, weights = released_run(path.resolve(), **overrides)
-        return config, weights
-    else:
-        raise UserError(f"no model at {path}: neither a run folder nor a published checkpoint")
+    if not is_run_folder(path):
+        if not is_released(path):
+            raise UserError(f"no model at {path}: neither a run folder nor a published checkpoint")
+        return released_run(path.resolve(), **overrides)
+    config = replace(read_config(path), **overrides)
+    if "adapter" in overrides and "adapter_file" not in overrides:
+        config.adapter_file = None
     if config.adapter_file is None:
         return config, None
-    file = adapter_file_in(config.adapter_file)
-    return config, read_adapter_weights([file])
+    weights = read_adapter_weights([adapter_file_in(config.adapter_file)])
+    if weights is None:
+        raise UserError(f"no adapter weights in {config.adapter_file}")
+    if "adapter_file" in overrides and "adapter" not in overrides:
+        config.adapter = adapter_config_for(config.adapter_file, weights, config.stage)
+    return config, weights
 
 
 def _load_adapter(config: RunConfig, weights: AdapterWeights | None, hidden_size: int) -> nn.Module:
     """Build the adapter and fill it; a new one keeps its initial weights, and that is said."""
+    if weights is None:
+        config.adapter.hidden_size = hidden_size
     if config.adapter.hidden_size != hidden_size:
         raise UserError(
             f"the adapter gives tokens of width {config.adapter.hidden_size}, base {config.base}"
@@ -168,19 +175,22 @@ def save_run(model: GroundingModel, folder: str | Path) -> Path:
         model.config,
         adapter_file=str(folder / ADAPTER_NAME),
         lora=lora,
-        versions={name: version(name) for name in RECORDED_LIBRARIES},
-        git_commit=git_commit(),
+        **provenance(),
     )
     write_config(config, folder)
     return folder
 
 
-def git_commit() -> str | None:
-    """Commit of the repository this package lies in; None outside of one."""
+def provenance() -> dict[str, Any]:
+    """Fields of `RunConfig` that say what wrote it: library versions, commit of this package."""
     result = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
     )
-    return result.stdout.strip() if result.returncode == 0 else None
+    commit = result.stdout.strip() if result.returncode == 0 else None
+    return {
+        "versions": {name: version(name) for name in RECORDED_LIBRARIES},
+        "git_commit": commit,
+    }
 
 
 def describe_parameters(model: GroundingModel) -> str:

@@ -21,6 +21,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.lora import LoraLayer
+from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from revisionllm.errors import UserError
@@ -64,6 +65,19 @@ def load_lora(llm: LlamaForCausalLM, folder: str | Path, *, trainable: bool = Fa
     Raises:
         UserError: a kind of LoRA that cannot be merged exactly, or weights that do not fit.
     """
+    peft_model, weights = read_lora(llm, folder, trainable=trainable)
+    set_peft_model_state_dict(peft_model, weights)
+    return peft_model
+
+
+def read_lora(
+    llm: LlamaForCausalLM, folder: str | Path, *, trainable: bool = False
+) -> tuple[PeftModel, dict[str, Tensor]]:
+    """Put LoRA layers as a folder describes them into `llm`, and read the weights that fit them.
+
+    Raises:
+        UserError: a kind of LoRA that cannot be merged exactly, or weights that do not fit.
+    """
     path = lora_weights_file(folder)
     config = LoraConfig.from_pretrained(str(folder))
     if config.use_dora or config.bias != "none" or config.modules_to_save:
@@ -75,8 +89,7 @@ def load_lora(llm: LlamaForCausalLM, folder: str | Path, *, trainable: bool = Fa
     peft_model = get_peft_model(llm, config)
     weights = read_tensors(path)
     check_tensors(weights, get_peft_model_state_dict(peft_model), path)
-    set_peft_model_state_dict(peft_model, weights)
-    return peft_model
+    return peft_model, weights
 
 
 @torch.no_grad()
@@ -97,12 +110,18 @@ def merge_lora(peft_model: PeftModel) -> LlamaForCausalLM:
 
 
 def save_lora(peft_model: PeftModel, folder: str | Path) -> None:
+    """Write the LoRA in `peft_model` as a folder; see `write_lora`."""
+    weights = get_peft_model_state_dict(peft_model)
+    write_lora(peft_model.active_peft_config, weights, folder)
+
+
+def write_lora(config: LoraConfig, weights: dict[str, Tensor], folder: str | Path) -> None:
     """Write peft's folder (config and safetensors), complete before it gets its name."""
     folder = Path(folder)
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    write_tensors(get_peft_model_state_dict(peft_model), temporary / WEIGHT_FILES[0])
-    config = replace(peft_model.active_peft_config)
+    write_tensors(weights, temporary / WEIGHT_FILES[0])
+    config = replace(config)
     config.base_model_name_or_path = Path(config.base_model_name_or_path or "").name
     config.save_pretrained(str(temporary))
     replaced = folder.with_name(folder.name + ".old")

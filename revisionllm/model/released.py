@@ -17,7 +17,13 @@ from typing import Any
 from torch import Tensor
 
 from revisionllm.errors import UserError
-from revisionllm.model.config import ADAPTER_NAME, AdapterConfig, RunConfig
+from revisionllm.model.config import (
+    ADAPTER_NAME,
+    AdapterConfig,
+    RunConfig,
+    is_run_folder,
+    read_config,
+)
 from revisionllm.model.lora import CONFIG_FILE
 from revisionllm.model.tensors import read_tensors
 
@@ -78,6 +84,13 @@ def adapter_file_in(path: str | Path) -> Path:
         if (path / name).is_file():
             return path / name
     return path
+
+
+def adapter_config_for(path: str | Path, weights: AdapterWeights, stage: str) -> AdapterConfig:
+    """Config of the adapter at `path`: its run's, or what the tensors of a published one tell."""
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    return read_config(folder).adapter if is_run_folder(folder) else weights.config(stage)
 
 
 def read_adapter_weights(paths: list[Path]) -> AdapterWeights | None:
@@ -181,7 +194,7 @@ def released_run(
         overrides["base"] = str(_find_base(source, has_lora))
     if weights is not None:
         _report_unused(weights)
-        overrides["adapter"] = weights.config(stage)
+        overrides["adapter"] = adapter_config_for(adapter_file or source, weights, stage)
     settings = {"time_mapping": "released", "merge_dtype": "float16", **STAGE_DEFAULTS[stage]}
     config = RunConfig(
         **{**settings, "parent": str(source), "stage": stage, "lora": loras, "adapter_file": None}

@@ -151,6 +151,13 @@ def test_size_is_width_height_and_rotation_is_applied(tmp_path):
     assert rgb.shape == (32, 24, 3)
 
 
+@pytest.mark.parametrize("size", [None, (16, 12), (48, 40)])
+def test_greys_keep_their_level(tmp_path, size):
+    path = films.write_film(tmp_path / "a.mp4", films.constant_rate(60, 25))
+    for index, _, rgb in video.iter_frames(path, 25, size=size):
+        assert np.abs(rgb.astype(int) - films.grey_of(index)).max() <= 1
+
+
 def test_jpeg(tmp_path):
     path = films.write_film(tmp_path / "a.mp4", films.constant_rate(5, 25))
     assert video.encode_jpeg(video.read_frame(path, 0)).startswith(b"\xff\xd8")

@@ -1,0 +1,329 @@
+"""Extract CLIP frame features of one video into a .npy file; a killed run continues where it was.
+
+Decoding runs in a thread ahead of the encoder (PyAV and torch both release the GIL). Rows grow in
+`<out>.partial`; the finished file is renamed into place and `<out stem>.json` beside it records
+what it was made of, so a later call reuses it only if video, CLIP and rate are the same.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import queue
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from revisionllm.data.feature_writers import save_json
+from revisionllm.data.video import iter_frames, probe
+from revisionllm.errors import UserError
+
+if TYPE_CHECKING:
+    from revisionllm.model.clip import ClipFeatures
+
+SCHEMA = 1
+# Batches of frames that may wait for the encoder.
+DECODE_AHEAD_BATCHES = 2
+FINGERPRINT_BYTES = 2**20
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """A finished feature file: row i is the frame on screen at i / feature_fps seconds.
+
+    Attributes:
+        path: .npy of [num_frames, dim].
+        about: what the sidecar says (rate, CLIP fingerprint, video, duration_s, start_s).
+        reused: an earlier run had made it; nothing was computed.
+    """
+
+    path: Path
+    about: dict[str, Any]
+    reused: bool
+
+    @property
+    def num_frames(self) -> int:
+        return self.about["num_frames"]
+
+    @property
+    def feature_fps(self) -> float:
+        return self.about["feature_fps"]
+
+    @property
+    def duration_s(self) -> float:
+        return self.about["duration_s"]
+
+
+def extract_features(
+    video_path: str | os.PathLike,
+    clip: ClipFeatures,
+    *,
+    feature_fps: float,
+    out_path: str | os.PathLike,
+    batch_size: int = 64,
+    dtype: str = "float16",
+    progress: bool = True,
+) -> FeatureFile:
+    """Write the image features of a video, one row per 1 / feature_fps seconds.
+
+    The same arguments give the same bytes, interrupted and continued or not.
+
+    Args:
+        video_path: any video file.
+        clip: see `load_clip`.
+        feature_fps: rows per second.
+        out_path: the .npy to write; its folder is made.
+        batch_size: frames per pass of the image tower.
+        dtype: of the stored rows, "float16" or "float32".
+        progress: show a progress bar with frames/s and ETA on stderr.
+
+    Raises:
+        UserError: unreadable or cut video; full disk (what was done stays and is continued); a file
+            at `out_path` that this function did not make; another process is at it.
+    """
+    out_path = Path(out_path)
+    about = _describe(video_path, clip, feature_fps, dtype)
+    if _read_json(_sidecar(out_path)) == about and _has_shape(out_path, about):
+        return FeatureFile(out_path, about, reused=True)
+    if out_path.exists() and not _sidecar(out_path).exists():
+        raise UserError(
+            f"{out_path} was not made by this command (no {_sidecar(out_path).name} beside it);"
+            " move it away or choose another folder"
+        )
+    with (
+        _disk_errors_explained(out_path, about),
+        _partial(out_path, about, batch_size) as (file, num_done),
+    ):
+        batches = _batches(video_path, clip, about, num_done, batch_size)
+        bar = _progress_bar(out_path.stem, num_done, about["num_frames"], progress)
+        with bar, closing(read_ahead(batches, depth=DECODE_AHEAD_BATCHES)) as frames:
+            for batch in frames:
+                rows = clip.encode_images(batch, batch_size=batch_size).numpy().astype(dtype)
+                _append(file, rows)
+                bar.update(len(rows))
+        _finish(file, out_path, about)
+    return FeatureFile(out_path, about, reused=False)
+
+
+def read_ahead(items: Iterable[T], *, depth: int) -> Iterator[T]:
+    """Iterate `items` in a thread that runs at most `depth` items ahead; its errors arrive here.
+
+    Close the iterator to stop the thread early.
+    """
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(kind: str, value: Any) -> None:
+        while not stopped.is_set():
+            try:
+                ready.put((kind, value), timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put("item", item)
+                if stopped.is_set():
+                    return
+            put("end", None)
+        except Exception as error:  # handed to the consumer, which raises it
+            put("error", error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _describe(
+    video_path: str | os.PathLike, clip: ClipFeatures, feature_fps: float, dtype: str
+) -> dict[str, Any]:
+    """Everything the rows depend on; equal descriptions mean equal files."""
+    info = probe(video_path)
+    return {
+        "schema": SCHEMA,
+        "feature_fps": float(feature_fps),
+        "num_frames": info.num_samples(feature_fps),
+        "dim": clip.dim,
+        "dtype": str(np.dtype(dtype)),
+        "clip_fingerprint": clip.fingerprint(),
+        "decode_size": list(clip.decode_size(info.width, info.height)),
+        "duration_s": info.duration_s,
+        "start_s": info.start_s,
+        "video": video_identity(video_path),
+    }
+
+
+def video_identity(path: str | os.PathLike) -> dict[str, Any]:
+    """Name, size and a hash of the first and last MiB: tells films apart without reading them."""
+    size = os.path.getsize(path)
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        digest.update(file.read(FINGERPRINT_BYTES))
+        file.seek(max(0, size - FINGERPRINT_BYTES))
+        digest.update(file.read(FINGERPRINT_BYTES))
+    return {"name": Path(path).name, "bytes": size, "sha256_of_ends": digest.hexdigest()}
+
+
+def _batches(
+    video_path: str | os.PathLike,
+    clip: ClipFeatures,
+    about: dict[str, Any],
+    first: int,
+    batch_size: int,
+) -> Iterator[np.ndarray]:
+    """uint8 [n, H, W, 3], n = batch_size but for the last; grid indices from `first` on."""
+    feature_fps = about["feature_fps"]
+    size = (about["decode_size"][0], about["decode_size"][1])
+    batch: list[np.ndarray] = []
+    if first >= about["num_frames"]:
+        return
+    for _, _, rgb in iter_frames(video_path, feature_fps, size=size, start_s=first / feature_fps):
+        batch.append(rgb)
+        if len(batch) == batch_size:
+            yield np.stack(batch)
+            batch = []
+    if batch:
+        yield np.stack(batch)
+
+
+def _progress_bar(name: str, num_done: int, total: int, shown: bool):
+    from tqdm import tqdm
+
+    return tqdm(
+        desc=name, initial=num_done, total=total, unit="frame", file=sys.stderr, disable=not shown
+    )
+
+
+def _sidecar(out_path: Path) -> Path:
+    return out_path.with_suffix(".json")
+
+
+def _read_json(path: Path) -> Any:
+    """The parsed file; None if it is not there or torn."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def _has_shape(out_path: Path, about: dict[str, Any]) -> bool:
+    """Whether the file at `out_path` is whole: as many bytes as header and rows make."""
+    return out_path.is_file() and out_path.stat().st_size == _total_bytes(about)
+
+
+def _header(about: dict[str, Any]) -> bytes:
+    """The .npy header of the finished file."""
+    buffer = io.BytesIO()
+    shape = (about["num_frames"], about["dim"])
+    descr = np.lib.format.dtype_to_descr(np.dtype(about["dtype"]))
+    np.lib.format.write_array_header_1_0(
+        buffer, {"shape": shape, "fortran_order": False, "descr": descr}
+    )
+    return buffer.getvalue()
+
+
+def _total_bytes(about: dict[str, Any]) -> int:
+    row_bytes = about["dim"] * np.dtype(about["dtype"]).itemsize
+    return len(_header(about)) + about["num_frames"] * row_bytes
+
+
+@contextmanager
+def _partial(
+    out_path: Path, about: dict[str, Any], batch_size: int
+) -> Iterator[tuple[IO[bytes], int]]:
+    """Open `<out>.partial`, locked, cut back to whole batches; yields (file at its end, rows kept).
+
+    Its description lies beside it; a partial file of another video, CLIP or rate starts again.
+    Whole batches, because a frame's last bits may depend on the batch it is encoded in.
+    """
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    path = out_path.with_name(out_path.name + ".partial")
+    about_path = path.with_name(path.name + ".json")
+    with open(path, "ab") as file:
+        _lock(file, path)
+        known = _read_json(about_path)
+        header, num_done = _header(about), 0
+        row_bytes = about["dim"] * np.dtype(about["dtype"]).itemsize
+        if known == about:
+            num_done = max(0, path.stat().st_size - len(header)) // row_bytes
+            if num_done < about["num_frames"]:
+                num_done -= num_done % batch_size
+        else:
+            file.truncate(0)
+            save_json(about_path, about)
+        if not num_done:
+            file.truncate(0)
+            _append(file, np.frombuffer(header, np.uint8))
+        file.truncate(len(header) + num_done * row_bytes)
+        yield file, num_done
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    """Make this process the only writer of the partial file."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Another process may have finished and renamed the file between opening and locking it.
+        ours = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except BlockingIOError:
+        ours = False
+    if not ours:
+        raise UserError(f"another process is writing {path}; run again when it is done")
+
+
+def _append(file: IO[bytes], rows: np.ndarray) -> None:
+    """Write rows through to the operating system, so that a killed run keeps them."""
+    file.write(rows.tobytes())
+    file.flush()
+
+
+def _finish(file: IO[bytes], out_path: Path, about: dict[str, Any]) -> None:
+    """Move the partial file into place; the sidecar, which vouches for it, is written last."""
+    os.fsync(file.fileno())
+    partial = Path(file.name)
+    if partial.stat().st_size != _total_bytes(about):
+        raise RuntimeError(f"{partial} has {partial.stat().st_size} of {_total_bytes(about)} bytes")
+    _sidecar(out_path).unlink(missing_ok=True)
+    os.replace(partial, out_path)
+    save_json(_sidecar(out_path), about)
+    partial.with_name(partial.name + ".json").unlink()
+
+
+@contextmanager
+def _disk_errors_explained(out_path: Path, about: dict[str, Any]) -> Iterator[None]:
+    """Turn errors of writing into one line; the partial file stays for the next run."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            partial = out_path.with_name(out_path.name + ".partial")
+            written = partial.stat().st_size if partial.exists() else 0
+            missing = _total_bytes(about) - written
+            raise UserError(
+                f"disk full: {out_path} needs {missing} more bytes; free them and run the same"
+                " command again, it continues"
+            ) from error
+        raise UserError(f"cannot write {out_path}: {error.strerror or error}") from error

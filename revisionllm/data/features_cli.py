@@ -185,10 +185,9 @@ def _problem(store: FeatureStore, key: str) -> str | None:
     """What is wrong with one record, or None."""
     import numpy as np
 
-    from revisionllm.data.feature_store import LmdbStore
     from revisionllm.data.lmdb_records import read_query
 
-    if isinstance(store, LmdbStore) and "token_features" in store.records.read(key):
+    if _holds_queries(store, key):
         arrays = read_query(store.records, key)
         return None if all(np.isfinite(a).all() for a in arrays) else "not finite"
     num_frames = store.num_frames(key)
@@ -205,11 +204,23 @@ def _problem(store: FeatureStore, key: str) -> str | None:
     return None
 
 
+def _holds_queries(store: FeatureStore, key: str) -> bool:
+    """Whether this is a record of text features, which only LMDB stores have."""
+    from revisionllm.data.feature_store import LmdbStore
+
+    return isinstance(store, LmdbStore) and "token_features" in store.records.read(key)
+
+
 def _info(args: argparse.Namespace) -> int:
     from revisionllm.data.feature_store import open_features
 
     store = open_features(args.path)
     keys = store.keys()
+    if keys and _holds_queries(store, keys[0]):
+        width = store.records.read(keys[0])["token_features"].shape[1]
+        print(f"store:        {store.path} (text features)\nqueries:      {len(keys)}")
+        print(f"width:        {width}")
+        return 0
     shapes = [store.shape(key) for key in keys]
     rates = sorted(
         {store.metadata(key).get("feature_fps", "not recorded") for key in keys}, key=str

@@ -234,9 +234,7 @@ class AnswerGrammar:
         return cls({YES: cut(YES), NO: cut(NO)}, [], [], eos_id=eos_id, absent=NO)
 
     def allowed(self, state: State) -> np.ndarray:
-        """Sorted int64 ids of the tokens that may follow; empty in a final state. Do not write
-        into it.
-        """
+        """Sorted int64 ids of the tokens that may follow (read-only); none in a final state."""
         if state not in self._allowed:
             tokens = sorted(self._children(state))
             self._allowed[state] = np.array(tokens, dtype=np.int64)
@@ -266,9 +264,7 @@ class AnswerGrammar:
         return len(self.allowed(state)) == 0
 
     def forced_run(self, state: State) -> list[int]:
-        """The tokens that follow from here without any choice (the end token included, if
-        reached).
-        """
+        """The tokens that follow from here without any choice, the end token included."""
         run: list[int] = []
         while self.is_forced(state):
             run.append(int(self.allowed(state)[0]))
@@ -343,9 +339,7 @@ class AnswerGrammar:
 
 
 def _answer_encoder(encode: Callable[[str], list[int]], context: str) -> Callable[[str], list[int]]:
-    """Encode an answer as it stands after a prompt: a space, then the answer, without the prompt's
-    tokens.
-    """
+    """Encode an answer as it stands after a prompt and a space, without the prompt's tokens."""
     before = list(encode(context))
 
     def cut(answer: str) -> list[int]:

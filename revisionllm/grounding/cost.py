@@ -41,9 +41,7 @@ class ModelShape:
 
     @property
     def llm_params(self) -> int:
-        """LLM parameters outside the embeddings: four square projections and a gated MLP a
-        layer.
-        """
+        """LLM parameters outside the embeddings: four projections and a gated MLP a layer."""
         return self.layers * (4 * self.hidden**2 + 3 * self.hidden * self.intermediate)
 
     @property

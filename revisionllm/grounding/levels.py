@@ -221,9 +221,7 @@ class SearchCost:
 
 @dataclass
 class SearchResult:
-    """The answer to one query; `moments` by falling score, `answers` per level in the order
-    asked.
-    """
+    """One query's answer: `moments` by falling score, `answers` by level as they were asked."""
 
     found: bool
     confidence: float

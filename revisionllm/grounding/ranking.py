@@ -64,9 +64,7 @@ def whole_windows(answers: Sequence[WindowAnswer], duration_s: float) -> Candida
 def surviving_ranges(
     level: Level, answers: Sequence[WindowAnswer], duration_s: float
 ) -> tuple[list[Range], list[float]]:
-    """Ranges that one zoom of a level keeps, and their scores (presence times weight), best
-    first.
-    """
+    """Ranges that one zoom of a level keeps, best first, and scores (presence times weight)."""
     if level.min_score is None:
         answers = [answer for answer in answers if answer.is_positive]
     found = candidates_of(answers, duration_s)

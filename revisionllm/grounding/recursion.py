@@ -110,9 +110,7 @@ def search_many(
 
 
 class _LevelRun:
-    """One level of one search: its grid, and per query its report, answers by zoom, named
-    ranges.
-    """
+    """One level of one search: its grid; by query its report, answers and named ranges."""
 
     def __init__(self, level: Level, position: int, duration_s: float, num_queries: int) -> None:
         self.level, self.position = level, position
@@ -296,9 +294,7 @@ class _Run:
         return best
 
     def _best(self, at: _LevelRun, query: int, indices: np.ndarray, count: int) -> np.ndarray:
-        """The `count` windows among `indices` with the best cosine, sorted; evenly spaced
-        without.
-        """
+        """The `count` windows of `indices` with the best cosine (evenly spaced without), sorted."""
         if indices.size <= count or count == 0:
             return indices[:count]
         if self.cosine is None:

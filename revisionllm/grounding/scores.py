@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from revisionllm.grounding.windows import released_widen
+
 TOP_FRAMES = 3  # frames of a span that its cosine is taken over
 
 
@@ -115,6 +117,15 @@ def released_cosine(frames: np.ndarray, sentence: np.ndarray, count: int = TOP_F
     return float(np.sort(scaled @ sentence)[-count:].sum())
 
 
+def released_span_cosine(
+    window_frames: np.ndarray, first: int, last: int, sentence: np.ndarray
+) -> float:
+    """`released_cosine` of an answer in its window's frames `[F, D]`, both ends in; reversed: 0."""
+    first, last = released_widen(first, last)
+    frames = window_frames[first : last + 1]
+    return released_cosine(frames, sentence) if len(frames) else 0.0
+
+
 def released_top_k_pool(text: np.ndarray, video: np.ndarray, count: int) -> np.ndarray:
     """Sum of the `count` frames most similar to each text: `[Q, D]`, `[B, T, D]` -> `[B, Q, D]`."""
     similarity = np.einsum("btd,qd->bqt", video, text)
@@ -123,9 +134,7 @@ def released_top_k_pool(text: np.ndarray, video: np.ndarray, count: int) -> np.n
 
 
 def normalise_by_max(scores: np.ndarray) -> np.ndarray:
-    """Scores divided by their maximum; unchanged when that is not positive (released: a
-    failure).
-    """
+    """Scores divided by their maximum; unchanged if that is not positive (released: fails)."""
     scores = np.asarray(scores, dtype=np.float64)
     top = scores.max(initial=0.0)
     return scores / top if top > 0 else scores

@@ -56,9 +56,7 @@ def dense_windows(duration_s: float, *, window_s: float, stride_s: float) -> lis
 
 
 def segments(duration_s: float, *, window_s: float, segment_stride_s: float) -> list[Window]:
-    """The film's segments: windows every `segment_stride_s` seconds, cut by the rule of
-    `dense_windows`.
-    """
+    """The film's segments, every `segment_stride_s` seconds, by the rule of `dense_windows`."""
     return dense_windows(duration_s, window_s=window_s, stride_s=segment_stride_s)
 
 

@@ -47,7 +47,7 @@ def test_exhaustive_dense_on_two_hours():
 
 
 def test_recursion_at_seven_billion():
-    """One query: some 20 TFLOP to look at every segment at 100 and at 33, against 430 exhaustive."""
+    """One query: some 20 TFLOP to look at every segment at 100 and 33, against 430 exhaustive."""
     everything = c.Plan("coarse", (LONG_100, LONG_33), "exhaustive")
     exhaustive = c.Plan("exhaustive", (DENSE,), "exhaustive")
     recursion = c.Plan("recursion", (LONG_100, LONG_33, DENSE))

@@ -17,7 +17,7 @@ from revisionllm.grounding.calibration import fit_isotonic
 from revisionllm.grounding.levels import Level, Question, SpanCandidate, WindowAnswer
 from revisionllm.grounding.ranking import VETO_FACTOR, voted_ranges
 from revisionllm.grounding.recursion import ORDERS, search, search_many
-from revisionllm.grounding.windows import Window, labels_to_span, span_to_labels
+from revisionllm.grounding.windows import Window, labels_to_span, merge_ranges, span_to_labels
 
 FRAMES = 100
 
@@ -422,6 +422,23 @@ def test_votes():
     assert voted_ranges(zooms, 2) == [(5.0, 10.0)]
     assert voted_ranges(zooms, 3) == [(5.0, 10.0)]
     assert voted_ranges([[], []], 2) == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    zooms=st.lists(
+        st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), max_size=4), max_size=4
+    ),
+    min_votes=st.integers(1, 4),
+)
+def test_votes_against_counting_every_second(zooms, min_votes):
+    ranges = [merge_ranges([(a, a + length) for a, length in rows]) for rows in zooms]
+    count = [sum(any(a <= s < b for a, b in named) for named in ranges) for s in range(40)]
+    needed = max(1, min(min_votes, max(count)))
+    got = voted_ranges(ranges, min_votes)
+    inside = [any(a <= s < b for a, b in got) for s in range(40)]
+    assert inside == [c >= needed for c in count]
+    assert got == merge_ranges(got)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revisionllm.grounding import scores as s
+from revisionllm.grounding import windows as w
+from revisionllm.grounding.answers import parse_released_span
 
 ASSETS = Path(__file__).parents[1] / "assets" / "grounding"
 RELEASED = np.load(ASSETS / "parity_scores.npz")
@@ -76,6 +79,28 @@ def test_released_cosine_by_hand():
     products = [sum(a * b for a, b in zip(row, sentence, strict=True)) for row in scaled]
     assert s.released_cosine(frames, sentence) == pytest.approx(sum(products))
     assert s.released_cosine(frames, sentence, count=1) == pytest.approx(max(products))
+
+
+@pytest.mark.parametrize("query", ["7001", "7002", "7003"])
+def test_released_scores_of_a_whole_query(query):
+    """Recorded from the released evaluation: answers, mean entropies and the scores it logged."""
+    film = np.load(ASSETS / "released_film_scores.npz")
+    record = json.loads((ASSETS / "released_film_scores.json").read_text())[query]
+    steps = np.arange(record["num_features"])[:, None] * 7 + np.arange(768) + record["offset"]
+    features = film["base"].astype(np.float32)[steps]
+    for first, last in record["bumps"]:
+        features[first : last + 1] += np.float32(0.35) * film["bump"]
+    features = features.astype(np.float16).astype(np.float32)
+    table = w.released_window_table(len(features), window_s=125, feature_fps=5.0).tolist()
+    cosines, entropies = [], []
+    for row, text, entropy in zip(table, record["answers"], record["mean_entropy"], strict=True):
+        span = parse_released_span(text)
+        if span:
+            frames = features[w.released_indices(*row, 250, len(features))]
+            cosines.append(s.released_span_cosine(frames, *span, film[f"cls_{query}"]))
+            entropies.append(entropy)
+    scores = s.merge_scores(s.normalise_by_max(cosines), s.normalise_by_max(entropies), "multiply")
+    np.testing.assert_allclose(scores, record["scores"], atol=1e-5)
 
 
 def test_normalise_and_merge():

@@ -287,20 +287,22 @@ def _frames(
     import av
 
     damaged, previous_end_s, previous_start_s = 0, None, -math.inf
-    for packet in _packets(container, stream, path):
-        try:
-            decoded = packet.decode()
-        except av.error.FFmpegError:
-            damaged += 1
-            continue
-        for frame in decoded:
-            start_s = _frame_start_s(frame, stream, path, previous_end_s)
-            start_s = max(start_s, previous_start_s)
-            length_s = _frame_length_s(frame, stream)
-            previous_start_s, previous_end_s = start_s, start_s + length_s
-            yield _Frame(start_s, start_s + length_s, frame)
-    if damaged:
-        logger.warning("%s: %d damaged packets could not be decoded", path, damaged)
+    try:
+        for packet in _packets(container, stream, path):
+            try:
+                decoded = packet.decode()
+            except av.error.FFmpegError:
+                damaged += 1
+                continue
+            for frame in decoded:
+                start_s = _frame_start_s(frame, stream, path, previous_end_s)
+                start_s = max(start_s, previous_start_s)
+                previous_start_s = start_s
+                previous_end_s = start_s + _frame_length_s(frame, stream)
+                yield _Frame(start_s, previous_end_s, frame)
+    finally:  # also when the reader needs no more frames
+        if damaged:
+            logger.warning("%s: %d damaged packets could not be decoded", path, damaged)
 
 
 def _frame_start_s(

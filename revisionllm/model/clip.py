@@ -112,7 +112,6 @@ class ClipFeatures:
         pictures = vision.center_crop(pictures, [size, size])
         return pictures * self._scale + self._shift
 
-    @torch.inference_mode()
     def encode_images(
         self, frames: np.ndarray | torch.Tensor, *, batch_size: int = 64
     ) -> torch.Tensor:
@@ -128,7 +127,6 @@ class ClipFeatures:
         ]
         return torch.cat(parts)
 
-    @torch.inference_mode()
     def encode_texts(
         self, queries: Sequence[str], *, batch_size: int = 256
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -168,6 +166,7 @@ class ClipFeatures:
             hook.remove()
         return states[0].float().cpu(), sentence
 
+    @torch.inference_mode()  # callers copy the result outside, so that training may use it
     def _run(self, encode, batch: torch.Tensor) -> torch.Tensor:
         half = self._dtype != torch.float32
         with torch.autocast(self.device.type, self._dtype, enabled=half):
@@ -175,7 +174,7 @@ class ClipFeatures:
 
     def _num_tokens(self, text: str) -> int:
         """Tokens of the sentence, start and end-of-text included."""
-        num = len(self._tokenizer.encode(text)) + 2
+        num = _count_tokens(self._tokenizer, text)
         if num > self.context_length:
             raise UserError(
                 f"sentence too long for CLIP {self.name}: {num} tokens, at most"
@@ -262,6 +261,24 @@ def save_clip(model: nn.Module, folder: str | os.PathLike, *, model_cfg: dict) -
     os.replace(folder / f"{CONFIG_NAME}.tmp", folder / CONFIG_NAME)
 
 
+def _is_clip_text(model: nn.Module, tokenizer) -> bool:
+    """CLIP's own text transformer: pools at the end-of-text token, behind a final layer norm."""
+    import open_clip
+
+    if isinstance(tokenizer, open_clip.SimpleTokenizer):
+        return "ln_final" in _text_tower(model)._modules
+    return isinstance(model, open_clip.CLIP) and model.text_pool_type == "argmax"
+
+
+def _count_tokens(tokenizer, text: str) -> int:
+    """Tokens of a text with start and end-of-text, before any cut to the context length."""
+    import open_clip
+
+    if isinstance(tokenizer, open_clip.SimpleTokenizer):
+        return len(tokenizer.encode(text)) + 2
+    return len(tokenizer.tokenizer(tokenizer.clean_fn(text))["input_ids"])
+
+
 def _text_tower(model: nn.Module) -> nn.Module:
     """The module that holds `ln_final`: the model itself, or its `text` part in newer configs."""
     return model if "ln_final" in model._modules else model.text
@@ -297,8 +314,7 @@ def _load_open_clip(name: str, open_clip_name: str, tag: str | None, **options):
     except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"cannot load CLIP {name}: {reason}") from error
-    own_text = isinstance(tokenizer, open_clip.SimpleTokenizer)
-    if not own_text or "ln_final" not in _text_tower(model)._modules:
+    if not _is_clip_text(model, tokenizer):
         raise UserError(f"the text tower of {name} is not CLIP's own; choose a CLIP that has one")
     return model, tokenizer
 

@@ -212,6 +212,28 @@ def test_permission_is_told_apart(tmp_path, monkeypatch):
     assert "Permission denied" in refusal(path)
 
 
+def test_a_film_without_frames(tmp_path):
+    path = tmp_path / "none.mp4"
+    with films.av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.start_encoding()
+    refusal(path)
+
+
+def test_damage_in_the_middle_is_reported_and_bridged(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 255, (48, 64, 3), dtype=np.uint8) for _ in range(100)]
+    path = films.write_film(tmp_path / "a.mp4", films.constant_rate(100, 25), pictures=pictures)
+    data = bytearray(path.read_bytes())
+    third = len(data) // 3
+    data[third : third + 20_000] = bytes(20_000)
+    path.write_bytes(bytes(data))
+    items = list(video.iter_frames(path, 5))
+    assert [index for index, _, _ in items] == list(range(20))
+    assert "could not be decoded" in caplog.text
+
+
 def test_an_mp4_without_its_index(tmp_path):
     path = films.write_film(tmp_path / "a.mp4", films.constant_rate(50, 25))
     data = path.read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import open_clip
@@ -134,6 +135,29 @@ def test_text_features_are_the_released_definition(folder):
         torch.testing.assert_close(got_sentence, want_sentence, atol=1e-5, rtol=1e-4)
     assert tokens[0].shape == (5, clip.text_width)  # she opens the door .
     assert sentence.shape == (3, clip.dim)
+
+
+def test_text_towers_of_both_open_clip_layouts_agree(folder, tmp_path):
+    """`custom_text` configs keep the text tower in a module of its own, with the same weights."""
+    config = json.loads((folder / clip_module.CONFIG_NAME).read_text())
+    config["model_cfg"]["custom_text"] = True
+    (tmp_path / clip_module.CONFIG_NAME).write_text(json.dumps(config))
+    shutil.copy(folder / clip_module.WEIGHTS_NAME, tmp_path)
+    plain, custom = (load_clip(path, device="cpu") for path in (folder, tmp_path))
+    assert (custom.dim, custom.text_width) == (plain.dim, plain.text_width)
+    for one, other in zip(
+        plain.encode_texts(QUERIES)[0], custom.encode_texts(QUERIES)[0], strict=True
+    ):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(plain.encode_texts(QUERIES)[1], custom.encode_texts(QUERIES)[1])
+
+
+def test_features_may_be_trained_on(folder):
+    clip = load_clip(folder, device="cpu")
+    tokens, sentence = clip.encode_texts(QUERIES[:1])
+    layer = torch.nn.Linear(64, 1)
+    for features in (clip.encode_images(photos(2, 64, 64)), tokens[0], sentence):
+        layer(features).sum().backward()  # tensors of inference mode would be refused here
 
 
 @pytest.mark.parametrize(

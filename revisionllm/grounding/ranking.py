@@ -15,6 +15,7 @@ from revisionllm.grounding.windows import merge_ranges
 Range = tuple[float, float]
 
 VETO_FACTOR = 0.1  # a moment that the coarse levels contradict ranks behind those they support
+_ROUNDING = 1e-5  # how far a probability in half or single precision may leave 0..1
 WHOLE_WINDOW_WEIGHT = 0.1  # a window offered as a moment because nothing was answered
 
 
@@ -180,9 +181,10 @@ def _best_overlap(
 def _table(rows: list[tuple[float, float, float, float, float]], duration_s: float) -> Candidates:
     table = np.array(rows, dtype=np.float64).reshape(-1, 5)
     _require_finite(table, "answer")
-    outside = (table[:, [2, 4]] < 0) | (table[:, [2, 4]] > 1)
-    if outside.any():
+    chances = table[:, [2, 4]]
+    if (chances < -_ROUNDING).any() or (chances > 1 + _ROUNDING).any():
         raise ValueError("presence and span scores must be in 0..1")
+    table[:, [2, 4]] = np.clip(chances, 0.0, 1.0)
     table[:, :2] = np.clip(table[:, :2], 0.0, duration_s)
     table = table[table[:, 0] < table[:, 1]]
     return Candidates(table[:, :2], table[:, 2], table[:, 3], table[:, 4])

@@ -7,6 +7,7 @@ import fcntl
 import json
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,6 +126,38 @@ def test_a_partial_file_of_other_work_starts_again(film, tmp_path):
         extract(film, out_path, GreyClip(dies_at_call=2), feature_fps=5)
     whole = extract(film, tmp_path / "whole.npy").path.read_bytes()
     assert extract(film, out_path).path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("step", "call"), [("unlink", 0), ("unlink", 1), ("replace", 0), ("replace", 1)]
+)
+def test_a_kill_while_finishing_is_mended(film, tmp_path, monkeypatch, step, call):
+    out_path = tmp_path / "film.npy"
+    extract(film, out_path, feature_fps=5)  # an older file that the new one replaces
+    original, calls = getattr(Path, step), []
+
+    def killed(self, *args, **options):
+        calls.append(self)
+        if len(calls) > call:
+            raise KeyboardInterrupt
+        return original(self, *args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, step, killed)
+        extract(film, out_path)
+    clip = GreyClip()
+    made = extract(film, out_path, clip)
+    assert clip.calls == 0
+    assert np.load(out_path).shape == (48, 3)
+    assert open_features(tmp_path).metadata("film") == made.about
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["film.json", "film.npy"]
+
+
+def test_a_json_file_of_the_users_is_not_replaced(film, tmp_path):
+    (tmp_path / "film.json").write_text('{"subtitles": []}')
+    with pytest.raises(UserError, match=r"film\.json was not made by this command"):
+        extract(film, tmp_path / "film.npy")
+    assert (tmp_path / "film.json").read_text() == '{"subtitles": []}'
 
 
 def test_features_from_elsewhere_are_not_overwritten(film, tmp_path):

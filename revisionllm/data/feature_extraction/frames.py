@@ -95,13 +95,10 @@ def extract_features(
     """
     out_path = Path(out_path)
     about = _describe(video_path, clip, feature_fps, dtype)
+    _complete_rename(out_path, about)
     if _read_json(_sidecar(out_path)) == about and _has_shape(out_path, about):
         return FeatureFile(out_path, about, reused=True)
-    if out_path.exists() and not _sidecar(out_path).exists():
-        raise UserError(
-            f"{out_path} was not made by this command (no {_sidecar(out_path).name} beside it);"
-            " move it away or choose another folder"
-        )
+    _refuse_files_of_others(out_path)
     with (
         _disk_errors_explained(out_path, about),
         _partial(out_path, about, batch_size) as (file, num_done),
@@ -230,6 +227,32 @@ def _read_json(path: Path) -> Any:
         return None
 
 
+def _partial_paths(out_path: Path) -> tuple[Path, Path]:
+    """The unfinished rows and their description."""
+    rows = out_path.with_name(out_path.name + ".partial")
+    return rows, rows.with_name(rows.name + ".json")
+
+
+def _complete_rename(out_path: Path, about: dict[str, Any]) -> None:
+    """Write the sidecar of a run that was killed right after moving its rows into place."""
+    partial, about_path = _partial_paths(out_path)
+    moved = not partial.exists() and _read_json(about_path) == about and _has_shape(out_path, about)
+    if moved and not _sidecar(out_path).exists():
+        about_path.replace(_sidecar(out_path))
+
+
+def _refuse_files_of_others(out_path: Path) -> None:
+    """Features or .json files that this command did not write are never replaced."""
+    sidecar = _sidecar(out_path)
+    about = _read_json(sidecar)
+    ours = isinstance(about, dict) and "clip_fingerprint" in about
+    for path in (out_path, sidecar):
+        if path.exists() and not ours:
+            raise UserError(
+                f"{path} was not made by this command; move it away or choose another folder"
+            )
+
+
 def _has_shape(out_path: Path, about: dict[str, Any]) -> bool:
     """Whether the file at `out_path` is whole: as many bytes as header and rows make."""
     return out_path.is_file() and out_path.stat().st_size == _total_bytes(about)
@@ -261,8 +284,7 @@ def _partial(
     Whole batches, because a frame's last bits may depend on the batch it is encoded in.
     """
     out_path.parent.mkdir(parents=True, exist_ok=True)
-    path = out_path.with_name(out_path.name + ".partial")
-    about_path = path.with_name(path.name + ".json")
+    path, about_path = _partial_paths(out_path)
     with open(path, "ab") as file:
         _lock(file, path)
         known = _read_json(about_path)
@@ -301,15 +323,18 @@ def _append(file: IO[bytes], rows: np.ndarray) -> None:
 
 
 def _finish(file: IO[bytes], out_path: Path, about: dict[str, Any]) -> None:
-    """Move the partial file into place; the sidecar, which vouches for it, is written last."""
+    """Move the rows into place; the sidecar, which vouches for them, comes last.
+
+    What it replaces goes first, so that a kill between any two steps leaves nothing mismatched.
+    """
     os.fsync(file.fileno())
-    partial = Path(file.name)
+    partial, about_path = _partial_paths(out_path)
     if partial.stat().st_size != _total_bytes(about):
         raise RuntimeError(f"{partial} has {partial.stat().st_size} of {_total_bytes(about)} bytes")
+    out_path.unlink(missing_ok=True)
     _sidecar(out_path).unlink(missing_ok=True)
-    os.replace(partial, out_path)
-    save_json(_sidecar(out_path), about)
-    partial.with_name(partial.name + ".json").unlink()
+    partial.replace(out_path)
+    about_path.replace(_sidecar(out_path))
 
 
 @contextmanager
@@ -319,7 +344,7 @@ def _disk_errors_explained(out_path: Path, about: dict[str, Any]) -> Iterator[No
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            partial = out_path.with_name(out_path.name + ".partial")
+            partial, _ = _partial_paths(out_path)
             written = partial.stat().st_size if partial.exists() else 0
             missing = _total_bytes(about) - written
             raise UserError(

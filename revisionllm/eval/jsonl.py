@@ -170,11 +170,16 @@ def span_rows(rows: Any, what: str, *, width: int = 2) -> np.ndarray:
 
 def write_atomically(path: str | Path, text: str) -> None:
     """Write `text` to a temporary name in the same folder, then rename."""
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def write_bytes_atomically(path: str | Path, data: bytes) -> None:
+    """Write `data` to a temporary name in the same folder, then rename."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(data)
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -1,0 +1,190 @@
+"""`revisionllm eval score` and `revisionllm eval report`.
+
+revisionllm eval score predictions.jsonl
+revisionllm eval score hl_val_submission.jsonl highlight_val_release.jsonl --output out/score
+revisionllm eval report checkpoints/a checkpoints/b --output out/report
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from revisionllm.errors import UserError
+
+if TYPE_CHECKING:
+    from revisionllm.eval.scoring import Scored
+
+STAGES = ("search", "dense")  # where a run folder keeps predictions to score, in this order
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb and its two sub-commands."""
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    score = commands.add_parser("score", help="score predictions in any supported format")
+    score.add_argument("predictions", metavar="PRED", help="predictions file, or a run folder")
+    score.add_argument(
+        "ground_truth", metavar="GT", nargs="?", help="annotations; unset: those in the predictions"
+    )
+    score.add_argument("--pred-format", help="format of PRED; told from the file if unset")
+    score.add_argument("--json", action="store_true", help="print the whole report as JSON")
+    score.add_argument("--output", help="folder for report.json, metrics.csv and the plots")
+    _common(score)
+    report = commands.add_parser("report", help="compare runs: one HTML and one Markdown page")
+    report.add_argument("runs", metavar="RUN", nargs="+", help="predictions file, or a run folder")
+    report.add_argument(
+        "--gt", dest="ground_truth", help="annotations; unset: as in the predictions"
+    )
+    report.add_argument("--names", nargs="+", help="a name for each run; unset: from its path")
+    report.add_argument("--output", default="out/report", help="folder to write (%(default)s)")
+    report.add_argument("--queries", nargs="+", default=[], help="query ids to draw as figures")
+    report.add_argument("--films", help="a film, or a folder of <video id>.mp4, for their frames")
+    report.add_argument("--examples", type=int, default=5, help="best and worst queries per run")
+    _common(report)
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gt-format", help="format of the annotations; told from the file if unset"
+    )
+    parser.add_argument(
+        "--resamples",
+        type=int,
+        default=1000,
+        help="bootstrap resamples; 0: no intervals (%(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `score` or `report`; returns 0."""
+    return run_score(args) if args.command == "score" else run_report(args)
+
+
+def load(path: str, args: argparse.Namespace, pred_format: str | None = None) -> Scored:
+    """Read one run's predictions (and the ground truth) and score them."""
+    from revisionllm.eval.scoring import Accounting, queries_from, score
+    from revisionllm.interop.formats import read_queries, read_rankings
+
+    accounting = Accounting()
+    queries = []
+    if args.ground_truth:
+        queries, accounting.problems = read_queries(args.ground_truth, args.gt_format)
+    rankings = []
+    files, missing_shards = find_predictions(path)
+    accounting.problems += missing_shards
+    for file in files:
+        found, problems = read_rankings(file, pred_format, queries)
+        rankings += found
+        accounting.problems += problems
+    if not args.ground_truth:
+        queries = queries_from(rankings)
+        unknown = len({ranking.qid for ranking in rankings}) - len(queries)
+        if unknown:
+            accounting.notes.append(f"{unknown} queries without ground truth are not scored")
+    return score(
+        queries, rankings, accounting=accounting, num_resamples=args.resamples, seed=args.seed
+    )
+
+
+def find_predictions(path: str) -> tuple[list[Path], list]:
+    """The prediction files of a run folder or stage folder (merged, else shards), or the file."""
+    from revisionllm.eval.combine import own_files
+    from revisionllm.eval.released import is_released_folder
+
+    place = Path(path)
+    if not place.exists():
+        raise UserError(f"no such file or folder: {path}")
+    if place.is_file() or is_released_folder(place):
+        return [place], []
+    for folder in [place / "predictions" / stage for stage in STAGES] + [place]:
+        files, problems = own_files(folder, None)
+        if files:
+            return files, problems
+    raise UserError(
+        f"no predictions under {path} (predictions/search/, predictions/dense/ or itself)"
+    )
+
+
+def run_score(args: argparse.Namespace) -> int:
+    """`revisionllm eval score`."""
+    from revisionllm.eval.tables import score_text
+
+    scored = load(args.predictions, args, args.pred_format)
+    for line in scored.accounting.lines():
+        print(line, file=sys.stderr)
+    if args.json:
+        print(json.dumps(plain(scored.report), indent=2, allow_nan=False))
+    else:
+        print("\n".join(score_text(scored)))
+    if args.output:
+        _write_score(Path(args.output), Path(args.predictions).stem, scored)
+    return 0
+
+
+def _write_score(folder: Path, name: str, scored: Scored) -> None:
+    from revisionllm.eval import figures
+    from revisionllm.eval.jsonl import write_atomically, write_bytes_atomically
+    from revisionllm.eval.tables import csv_text
+
+    report = plain(scored.report) | {"notes": scored.accounting.lines(most_named=1000)}
+    write_atomically(folder / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
+    write_atomically(folder / "metrics.csv", csv_text(scored.report))
+    if len(scored.ious):
+        curves = figures.recall_curves({name: scored.ious})
+        write_bytes_atomically(folder / "recall.png", curves)
+    if scored.report["calibration"]:
+        picture = figures.reliability({name: scored.report["calibration"]}, "0.5")
+        write_bytes_atomically(folder / "reliability.png", picture)
+    print(f"wrote {folder}", file=sys.stderr)
+
+
+def run_report(args: argparse.Namespace) -> int:
+    """`revisionllm eval report`."""
+    from revisionllm.eval import comparison, html_report
+    from revisionllm.eval.jsonl import write_atomically, write_bytes_atomically
+
+    runs = {name: load(path, args) for name, path in zip(_names(args), args.runs, strict=True)}
+    if not all(len(scored.ious) for scored in runs.values()):
+        raise UserError("no query has an event in its film: nothing to compare")
+    comparison.check_same_queries(runs)
+    pictures = html_report.draw(runs, args.queries, args.films)
+    files = {"Recall": ("recall.png", pictures.recall)}
+    if pictures.reliability:
+        files["Reliability"] = ("reliability.png", pictures.reliability)
+    for index, (query, picture) in enumerate(pictures.qualitative):
+        files[f"{args.queries[index]}: {query}"] = (f"query-{index + 1}.png", picture)
+    folder = Path(args.output)
+    for name, data in files.values():
+        write_bytes_atomically(folder / name, data)
+    named = {caption: name for caption, (name, _) in files.items()}
+    page = html_report.markdown_page(runs, named, args.examples)
+    write_atomically(folder / "report.md", page)
+    page = html_report.html_page(runs, pictures, num_examples=args.examples)
+    write_atomically(folder / "report.html", page)
+    print(folder / "report.html")
+    return 0
+
+
+def _names(args: argparse.Namespace) -> list[str]:
+    """A distinct name per run."""
+    if args.names is None:
+        names = [Path(path).stem for path in args.runs]
+        args.names = names if len(set(names)) == len(names) else args.runs
+    if len(args.names) != len(args.runs) or len(set(args.names)) != len(args.names):
+        raise UserError(f"{len(args.runs)} runs need as many different --names")
+    return args.names
+
+
+def plain(value: Any) -> Any:
+    """A report with None in place of NaN, which JSON does not know."""
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

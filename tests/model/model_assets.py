@@ -8,11 +8,13 @@ defaults for published checkpoints.
 from __future__ import annotations
 
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from revisionllm.model.loading import load_model
 
@@ -77,3 +79,27 @@ def released(name: str, **overrides):
     if name == "ckpt_dense":
         settings.setdefault("adapter_file", PROJECTOR)
     return load_model(ASSETS / name, **settings)
+
+
+def tiny_llm(seed: int = 0, **changes) -> LlamaForCausalLM:
+    """A random LLaMA with the vocabulary of the base's tokenizer."""
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": 512,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+    }
+    return LlamaForCausalLM(LlamaConfig(**(settings | changes))).eval()
+
+
+def save_base(llm: LlamaForCausalLM, folder: Path) -> Path:
+    """A local Hugging Face folder with this LLM and the base's tokenizer."""
+    llm.save_pretrained(folder)
+    for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(BASE / name, folder / name)
+    return folder

@@ -16,7 +16,7 @@ X_EDGES = (0.08, 0.34, 0.66, 0.92)
 Y_WORDS = ("at the top", "above the center", "below the center", "at the bottom")
 Y_EDGES = (0.2, 0.42, 0.62)
 TURN_WORDS = ("upright", "turned right", "upside down", "turned left")
-SIZE_EDGES_PX = (8.0, 15.0, 25.0)
+SIZE_EDGES_PX = (11.0, 18.0, 29.0)
 SIZE_WORDS = ("tiny", "small", "big", "huge")
 MAX_NAMED = 2  # a caption names at most two things, which keeps it short and still true
 
@@ -45,7 +45,7 @@ def frame_caption(shot: Shot, time_s: float, rng: np.random.Generator) -> str:
     for position in rng.permutation(len(things))[:MAX_NAMED]:
         size, colour, shape, x, y, turn = things[position]
         words = [noun_phrase((None, colour, shape), rng).replace(" ", f" {size} ", 1)]
-        if rng.random() < 0.5:
+        if rng.random() < 0.6:
             words.append(TURN_WORDS[turn])
         if rng.random() < 0.8:
             words.append(X_WORDS[x])

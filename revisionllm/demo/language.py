@@ -117,7 +117,8 @@ def describe(index: FactIndex, fact: Fact, rng: np.random.Generator) -> Descript
     return description
 
 
-def _changed(description: Description, name: str, rng: np.random.Generator) -> Description:
+def change_one(description: Description, name: str, rng: np.random.Generator) -> Description:
+    """The description with the attribute `name` drawn anew; unchanged if it has none of that name."""
     size, colour, shape = description.actor
     if name == "action":
         return replace(description, action=str(rng.choice(sorted(PHRASES))))
@@ -134,7 +135,8 @@ def _changed(description: Description, name: str, rng: np.random.Generator) -> D
     return description
 
 
-def _well_formed(description: Description) -> bool:
+def is_well_formed(description: Description) -> bool:
+    """Whether the grammar can word it: a partner where the action needs one, and so on."""
     phrases = PHRASES[description.action]
     other_fits = (description.other is not None) == phrases.needs_other
     sized_fits = description.action not in UNSIZED or description.actor[0] is None
@@ -151,8 +153,8 @@ def absent(index: FactIndex, rng: np.random.Generator, tries: int = 50) -> Descr
         if true_one is None:
             continue
         name = str(rng.choice(["action", "action", "colour", "shape", "place", "direction", "size"]))
-        wrong = _changed(true_one, name, rng)
-        if _well_formed(wrong) and not index.events(wrong):
+        wrong = change_one(true_one, name, rng)
+        if is_well_formed(wrong) and not index.events(wrong):
             return wrong
     return None
 

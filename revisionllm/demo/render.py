@@ -124,7 +124,7 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (radius * (spoke * 0.15 + 0.85) - (1.08 - 0.66 * point)) * 0.75  # star
 
 
-@lru_cache(maxsize=20000)
+@lru_cache(maxsize=4000)
 def sprite(shape: str, colour: str, half_pixels: int, angle_step: int) -> tuple[np.ndarray, np.ndarray]:
     """An actor as (premultiplied colour uint16 [n, n, 3], 256 - alpha uint16 [n, n, 1]).
 

@@ -63,7 +63,7 @@ def prepare_folder(out: Path, seed: int) -> None:
 
     rng = np.random.default_rng([seed, 7])
     plans = plan_films(40, "train")
-    corpus = [frame.caption for frame in sample_frames(plans, 3000, rng)]
+    corpus = [frame.caption + "." for frame in sample_frames(plans, 3000, rng)]
     for plan in plans:
         index = FactIndex(plan)
         queries = (event_query(index, fact, rng) for fact in plan.facts)
@@ -95,6 +95,7 @@ def accuracy(model, tokenizer, config: dict, frames) -> dict[str, float]:
     """
     import torch
 
+    from revisionllm.model.clip import normalise_query
     from revisionllm.demo.language import WORDS
     from revisionllm.demo.world import COLOURS, PLACES, SHAPES
 
@@ -103,7 +104,8 @@ def accuracy(model, tokenizer, config: dict, frames) -> dict[str, float]:
     with torch.inference_mode():
 
         def texts(sentences):
-            return model.encode_text(tokenizer(sentences), normalize=True)
+            normal = [normalise_query(sentence) for sentence in sentences]
+            return model.encode_text(tokenizer(normal), normalize=True)
 
         parts = [
             model.encode_image(to_pixels(frames[i : i + 256], config), normalize=True)
@@ -130,6 +132,29 @@ def accuracy(model, tokenizer, config: dict, frames) -> dict[str, float]:
     }
 
 
+class Batches:
+    """Batch number `step` of the training: pixels and token ids, a function of (seed, step)."""
+
+    def __init__(self, args: argparse.Namespace, config: dict, tokenizer, plans) -> None:
+        self.args, self.config, self.tokenizer, self.plans = args, config, tokenizer, plans
+
+    def __len__(self) -> int:
+        return self.args.steps
+
+    def __getitem__(self, step: int):
+        import numpy as np
+
+        from revisionllm.demo.clip_data import FRAMES_PER_SHOT, sample_frames
+        from revisionllm.model.clip import normalise_query
+
+        if step >= self.args.steps:
+            raise IndexError(step)
+        rng = np.random.default_rng([self.args.seed, 3, step])
+        frames = sample_frames(self.plans, self.args.batch_size // FRAMES_PER_SHOT, rng)
+        ids = self.tokenizer([normalise_query(frame.caption) for frame in frames])
+        return to_pixels(frames, self.config), ids
+
+
 def train(args: argparse.Namespace) -> dict[str, float]:
     """Train, save to `args.out` and return the accuracies on films of the test split."""
     import numpy as np
@@ -137,7 +162,7 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     import torch
     from safetensors.torch import save_file
 
-    from revisionllm.demo.clip_data import FRAMES_PER_SHOT, plan_films, sample_frames
+    from revisionllm.demo.clip_data import plan_films, sample_frames
 
     torch.manual_seed(args.seed)
     prepare_folder(args.out, args.seed)
@@ -151,16 +176,16 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, args.lr, total_steps=args.steps, pct_start=0.08
     )
-    plans = plan_films(args.films, "train")
-    rng = np.random.default_rng([args.seed, 3])
+    batches = Batches(args, config, tokenizer, plan_films(args.films, "train"))
+    # one worker draws frames while the model learns from the last ones
+    loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=1)
     started = time.time()
     model.train()
-    for step in range(args.steps):
-        frames = sample_frames(plans, args.batch_size // FRAMES_PER_SHOT, rng)
+    for step, (pixels, ids) in enumerate(loader):
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            image, text, scale = model(to_pixels(frames, config), tokenizer([f.caption for f in frames]))
+            image, text, scale = model(pixels.to(memory_format=torch.channels_last), ids)
         logits = scale * image.float() @ text.float().T
-        target = torch.arange(len(frames))
+        target = torch.arange(len(ids))
         loss = (
             torch.nn.functional.cross_entropy(logits, target)
             + torch.nn.functional.cross_entropy(logits.T, target)
@@ -178,7 +203,7 @@ def train(args: argparse.Namespace) -> dict[str, float]:
             eta_min = spent_s / (step + 1) * (args.steps - step - 1) / 60
             log.info(
                 "step %d/%d loss %.3f own caption of %d %.3f, eta %.1f min",
-                *(step, args.steps, loss.item(), len(frames), float(hit), eta_min),
+                *(step, args.steps, loss.item(), len(ids), float(hit), eta_min),
             )
     held_out = sample_frames(plan_films(40, "test"), 600, np.random.default_rng(5))
     scores = accuracy(model, tokenizer, config, held_out)

@@ -21,7 +21,7 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white"
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 SIZES = ("small", "big")
 PLACES = ("beach", "forest", "desert", "city", "snow", "meadow", "cave", "ocean", "room", "space")
-RADIUS_PX = {"small": 11.0, "big": 19.0}
+RADIUS_PX = {"small": 14.0, "big": 23.0}
 LEFT, MIDDLE, RIGHT = 0.15, 0.5, 0.85
 LANES_Y = (0.27, 0.51, 0.75)
 OFF_SCREEN = {"left": -0.2, "right": 1.2}
@@ -205,7 +205,7 @@ def _moves(pose: Pose) -> list[tuple[str, str | None, Pose]]:
         side = "left" if pose.x < 0 else "right"
         return [("enter", OPPOSITE[side], replace(pose, x=x)) for x in (LEFT, MIDDLE, RIGHT)]
     moves = [(name, None, pose) for name in ("bounce", "shake", "spin", "blink", "circle")]
-    moves += [("grow", None, replace(pose, scale=1.8)), ("shrink", None, replace(pose, scale=0.5))]
+    moves += [("grow", None, replace(pose, scale=1.7)), ("shrink", None, replace(pose, scale=0.55))]
     moves += [("leave", side, replace(pose, x=x)) for side, x in OFF_SCREEN.items()]
     if pose.y > 0.45:
         moves.append(("rise", None, replace(pose, y=pose.y - 0.33)))

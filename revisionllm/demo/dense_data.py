@@ -1,0 +1,280 @@
+"""Questions about windows of demo films, packed, for teaching the demo's LLM dense grounding.
+
+One window carries many questions: events it shows, hard negatives (events of elsewhere in the film, and
+near misses of what it shows), and captioning questions that teach what frames and frame numbers mean.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from revisionllm.data.conversations import encode_answer, prompt_pieces, question_text
+from revisionllm.demo.captions import frame_caption
+from revisionllm.demo.language import (
+    FactIndex,
+    Query,
+    change_one,
+    is_well_formed,
+    absent_query,
+    describe,
+    event_query,
+    phrase,
+)
+from revisionllm.demo.world import FILM_FPS, FilmPlan, plan_film
+from revisionllm.grounding.answers import NOT_PRESENT, format_span
+from revisionllm.grounding.windows import span_to_labels
+
+WINDOW_S = 60.0
+STRIDE_S = 30.0
+FRAMES_PER_WINDOW = 100
+FEATURE_FPS = 5.0
+FEATURE_STEP = 3  # a window looks at every third feature: 100 of 300
+FRAME_S = WINDOW_S / FRAMES_PER_WINDOW
+CAPTION_QUESTION = "Frame {frame:02d} shows"
+SPAN_QUESTION = "From {first:02d} to {last:02d} we see"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a window. `span` is (first, last) frame, None for "Not Present" and captions;
+    `grounds` tells grounding questions from captioning ones."""
+
+    text: str
+    answer: str
+    span: tuple[int, int] | None
+    grounds: bool
+
+
+@dataclass
+class TrainingFilm:
+    """A film's plan, its facts by description, and the features of every third frame."""
+
+    plan: FilmPlan
+    index: FactIndex
+    features: np.ndarray  # float16 [T, D], T = every FEATURE_STEP-th frame from `phase`
+    phase: int
+
+    def window_start_s(self, first: int) -> float:
+        """Start of the window whose first frame is feature number `first` (frame centres)."""
+        return (self.phase + FEATURE_STEP * first) / FILM_FPS - FRAME_S / 2
+
+
+def load_film(seed: int, duration_s: float, split: str, features: np.ndarray) -> TrainingFilm:
+    """A training film from its seed and the features that `film_features` computed for it."""
+    plan = plan_film(seed, duration_s, split)
+    return TrainingFilm(plan, FactIndex(plan), features, seed % FEATURE_STEP)
+
+
+def _overlaps(start_s: float, end_s: float, window_s: tuple[float, float]) -> bool:
+    return start_s < window_s[1] and end_s > window_s[0]
+
+
+def _share_inside(start_s: float, end_s: float, window_s: tuple[float, float]) -> float:
+    return (min(end_s, window_s[1]) - max(start_s, window_s[0])) / (end_s - start_s)
+
+
+def _grounding(query: Query, span: tuple[int, int] | None) -> Question:
+    answer = NOT_PRESENT if span is None else format_span(*span)
+    return Question(question_text(query.sentence, "frames"), answer, span, True)
+
+
+class WindowSampler:
+    """Draws the questions of a window.
+
+    Args:
+        questions_per_window: in all; a third to a half of them are present.
+        captions: how many of them are captioning questions.
+        split: wording ("train" never uses test phrases).
+    """
+
+    def __init__(self, questions_per_window: int, captions: int, split: str = "train") -> None:
+        self.questions_per_window = questions_per_window
+        self.captions = captions
+        self.split = split
+
+    def questions(self, film: TrainingFilm, first: int, rng: np.random.Generator) -> list[Question]:
+        """Questions about the window that starts at feature number `first`."""
+        start_s = film.window_start_s(first)
+        window_s = (start_s, start_s + WINDOW_S)
+        wanted = self.questions_per_window - self.captions
+        questions = [self._caption(film, start_s, rng) for _ in range(self.captions)]
+        questions += self._present(film, window_s, wanted // 2, rng)
+        while len(questions) < self.questions_per_window:
+            questions.append(self._negative(film, window_s, rng))
+        return [questions[i] for i in rng.permutation(len(questions))]
+
+    def _present(self, film, window_s, count, rng) -> list[Question]:
+        facts = [f for f in film.plan.facts if _overlaps(f.start_s, f.end_s, window_s)]
+        chosen: list[Question] = []
+        for position in rng.permutation(len(facts)):
+            fact = facts[position]
+            if len(chosen) == count:
+                break
+            if _share_inside(fact.start_s, fact.end_s, window_s) < 0.5:
+                continue
+            query = event_query(film.index, fact, rng, self.split)
+            if query:
+                span = span_to_labels(
+                    fact.start_s,
+                    fact.end_s,
+                    window_s[0],
+                    window_s=WINDOW_S,
+                    frames_per_window=FRAMES_PER_WINDOW,
+                )
+                chosen.append(_grounding(query, span))
+        return chosen
+
+    def _negative(self, film: TrainingFilm, window_s, rng) -> Question:
+        kind = rng.random()
+        while True:
+            if kind < 0.45:
+                query = self._near_miss(film, window_s, rng)
+            elif kind < 0.9:
+                query = self._from_elsewhere(film, window_s, rng)
+            else:
+                query = absent_query(film.index, rng, self.split)
+            if query:
+                return _grounding(query, None)
+            kind = rng.random()
+
+    def _near_miss(self, film, window_s, rng) -> Query | None:
+        """What the window shows with one attribute changed, and true of nothing in the window."""
+        facts = [f for f in film.plan.facts if _overlaps(f.start_s, f.end_s, window_s)]
+        if not facts:
+            return None
+        true_one = describe(film.index, facts[int(rng.integers(len(facts)))], rng)
+        if true_one is None:
+            return None
+        names = ("action", "action", "direction", "colour", "shape", "place", "size")
+        wrong = change_one(true_one, names[int(rng.integers(len(names)))], rng)
+        shown = {fact.event_id for fact in facts}
+        if not is_well_formed(wrong) or film.index.events(wrong) & shown:
+            return None
+        return Query(phrase(wrong, rng, self.split), wrong, None, None)
+
+    def _from_elsewhere(self, film, window_s, rng) -> Query | None:
+        """A true sentence about another part of the film, preferably about what the window shows."""
+        facts = film.plan.facts
+        shown = {f.actor for f in facts if _overlaps(f.start_s, f.end_s, window_s)}
+        for _ in range(4):
+            fact = facts[int(rng.integers(len(facts)))]
+            if not _overlaps(fact.start_s, fact.end_s, window_s) and fact.actor in shown:
+                return event_query(film.index, fact, rng, self.split)
+        return None
+
+    def _caption(self, film: TrainingFilm, start_s: float, rng) -> Question:
+        if rng.random() < 0.5:
+            shown = [
+                f
+                for f in film.plan.facts
+                if _share_inside(f.start_s, f.end_s, (start_s, start_s + WINDOW_S)) >= 0.99
+            ]
+            if shown:
+                fact = shown[int(rng.integers(len(shown)))]
+                first, last = span_to_labels(
+                    fact.start_s,
+                    fact.end_s,
+                    start_s,
+                    window_s=WINDOW_S,
+                    frames_per_window=FRAMES_PER_WINDOW,
+                )
+                query = event_query(film.index, fact, rng, self.split)
+                if query:
+                    text = SPAN_QUESTION.format(first=first, last=last)
+                    return Question(text, query.sentence, None, False)
+        frame = int(rng.integers(FRAMES_PER_WINDOW))
+        time_s = start_s + (frame + 0.5) * FRAME_S
+        caption = frame_caption(film.plan.shot_at(time_s), time_s, rng)
+        return Question(CAPTION_QUESTION.format(frame=frame), caption, None, False)
+
+
+@dataclass
+class PackedBatch:
+    """Windows with their packed questions (torch tensors; see `engine.packing`).
+
+    ids, positions, owners, visible: [B, N]; labels [B, N] (ignore index where not supervised);
+    ask [B, Q]: packed index of each question's last prompt token, spans [B, Q, 2] (-1: not present),
+    grounds [B, Q].
+    """
+
+    features: object
+    ids: object
+    owners: object
+    positions: object
+    visible: object
+    labels: object
+    ask: object
+    spans: object
+    grounds: object
+
+
+class Packer:
+    """Turns windows and questions into a `PackedBatch`."""
+
+    def __init__(self, tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.before, sample = prompt_pieces(tokenizer, question_text("x", "frames"))
+        other = prompt_pieces(tokenizer, question_text("the red ball", "frames"))[1]
+        self.shared = next(i for i, pair in enumerate(zip(sample, other)) if pair[0] != pair[1])
+        self.shared_ids = sample[: self.shared]
+        self._encode = lru_cache(maxsize=4096)(self._tokens)
+
+    @property
+    def prefix_length(self) -> int:
+        """P: tokens before the video, the frames, and the words all grounding questions share."""
+        return len(self.before) + FRAMES_PER_WINDOW + self.shared
+
+    def _tokens(self, text: str, answer: str) -> tuple[list[int], list[int]]:
+        _, after = prompt_pieces(self.tokenizer, text)
+        return after, [*encode_answer(self.tokenizer, answer), self.tokenizer.eos_token_id]
+
+    def row(self, questions: list[Question]) -> dict[str, list]:
+        """The packed tokens of one window's questions."""
+        row: dict[str, list] = {k: [] for k in ("ids", "owners", "positions", "visible", "labels", "ask")}
+        for owner, question in enumerate(questions):
+            after, answer = self._encode(question.text, question.answer)
+            skipped = self.shared if question.grounds else 0
+            tokens = after[skipped:] + answer
+            start = self.prefix_length - self.shared + skipped
+            # position i predicts token i + 1: the answer's labels move one to the left
+            labels = [-100] * (len(after) - skipped - 1) + answer + [-100]
+            row["ask"].append(len(row["ids"]) + len(after) - skipped - 1)
+            row["ids"] += tokens
+            row["labels"] += labels
+            row["owners"] += [owner] * len(tokens)
+            row["positions"] += range(start, start + len(tokens))
+            row["visible"] += [start] * len(tokens)
+        return row
+
+    def batch(self, windows: list[tuple[np.ndarray, list[Question]]]) -> PackedBatch:
+        """Pack windows of features [F, D] and their questions; all have the same number of them."""
+        import torch
+
+        rows = [self.row(questions) for _, questions in windows]
+        width = max(len(row["ids"]) for row in rows)
+
+        def padded(name: str, value: int):
+            return torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
+
+        spans = [[q.span or (-1, -1) for q in questions] for _, questions in windows]
+        return PackedBatch(
+            features=torch.from_numpy(np.stack([w for w, _ in windows]).astype(np.float32)),
+            ids=padded("ids", 0),
+            owners=padded("owners", -1),
+            positions=padded("positions", 0),
+            visible=padded("visible", 0),
+            labels=padded("labels", -100),
+            ask=torch.tensor([row["ask"] for row in rows]),
+            spans=torch.tensor(spans),
+            grounds=torch.tensor([[q.grounds for q in questions] for _, questions in windows]),
+        )
+
+
+def random_window(films: list[TrainingFilm], rng: np.random.Generator) -> tuple[TrainingFilm, int]:
+    """A film and the number of a window's first feature, drawn uniformly."""
+    film = films[int(rng.integers(len(films)))]
+    return film, int(rng.integers(math.ceil(len(film.features) - FRAMES_PER_WINDOW + 1)))

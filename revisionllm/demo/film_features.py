@@ -1,0 +1,71 @@
+"""CLIP features of rendered films, straight from the renderer (no video file), kept in a cache folder."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from revisionllm.demo.dense_data import FEATURE_STEP, TrainingFilm, load_film
+from revisionllm.demo.render import frames
+from revisionllm.demo.world import plan_film
+
+CHUNK = 256
+
+
+def film_features(seed: int, duration_s: float, split: str, clip) -> np.ndarray:
+    """Features [T, D] float16 of every third frame of a film, from frame `seed % 3` on."""
+    plan = plan_film(seed, duration_s, split)
+    chunk, parts = [], []
+    for image in frames(plan, first=seed % FEATURE_STEP, step=FEATURE_STEP):
+        chunk.append(image)
+        if len(chunk) == CHUNK:
+            parts.append(clip.encode_images(np.stack(chunk)))
+            chunk = []
+    if chunk:
+        parts.append(clip.encode_images(np.stack(chunk)))
+    return np.concatenate(parts).astype(np.float16)
+
+
+def _make_one(job: tuple[int, float, str, str, str]) -> str:
+    import torch
+
+    from revisionllm.model.clip import load_clip
+
+    seed, duration_s, split, clip_folder, path = job
+    torch.set_num_threads(1)
+    features = film_features(seed, duration_s, split, load_clip(clip_folder))
+    with open(path + ".tmp", "wb") as file:
+        np.save(file, features)
+    os.replace(path + ".tmp", path)
+    return path
+
+
+def training_films(
+    num_films: int, duration_s: float, split: str, clip_folder: Path, cache: Path, workers: int = 2
+) -> list[TrainingFilm]:
+    """Films with features, computing those that the cache folder does not hold yet.
+
+    The cache is named after the CLIP's fingerprint, so that another CLIP never meets its features.
+    """
+    from tqdm import tqdm
+
+    from revisionllm.model.clip import load_clip
+
+    folder = cache / f"{load_clip(str(clip_folder)).fingerprint()}-{duration_s:g}s-{split}"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{seed:05d}.npy" for seed in range(num_films)]
+    jobs = [
+        (seed, duration_s, split, str(clip_folder), str(path))
+        for seed, path in enumerate(paths)
+        if not path.exists()
+    ]
+    if jobs:
+        with ProcessPoolExecutor(workers) as pool:
+            list(tqdm(pool.map(_make_one, jobs), total=len(jobs), desc=f"features of {split} films"))
+    return [
+        load_film(seed, duration_s, split, np.load(path, allow_pickle=False))
+        for seed, path in enumerate(paths)
+    ]

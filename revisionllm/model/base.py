@@ -128,6 +128,7 @@ def load_tokenizer(base: str, *, revision: str | None = None) -> PreTrainedToken
         UserError: the base has no tokenizer that can be read.
     """
     location, extra = _location(base)
+    check_is_llama(base)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, **extra, revision=revision or "main")
     except (OSError, ValueError) as error:

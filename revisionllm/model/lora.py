@@ -43,7 +43,12 @@ def new_lora(
         target_modules=LINEAR_LAYERS,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(llm, config)
+    return _attach(llm, config)
+
+
+def _attach(llm: LlamaForCausalLM, config: LoraConfig) -> PeftModel:
+    """Put the layers in, in the LLM's own mode: peft's dropouts would start in training mode."""
+    return get_peft_model(llm, config).train(llm.training)
 
 
 def lora_weights_file(folder: str | Path) -> Path:
@@ -86,7 +91,7 @@ def read_lora(
     config.base_model_name_or_path = llm.name_or_path
     # released folders name modules as a set in any order; one order makes two loads train alike
     config.target_modules = sorted(config.target_modules)
-    peft_model = get_peft_model(llm, config)
+    peft_model = _attach(llm, config)
     weights = read_tensors(path)
     check_tensors(weights, get_peft_model_state_dict(peft_model), path)
     return peft_model, weights

@@ -132,6 +132,7 @@ def test_other_architectures_and_missing_folders_are_refused(tmp_path):
 def test_tokenizer_gets_a_padding_token(tmp_path):
     tokenizer = base.load_tokenizer(str(BASE))
     assert (tokenizer.pad_token_id, tokenizer.padding_side) == (0, "right")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(UserError, match="no tokenizer in base"):
         base.load_tokenizer(str(tmp_path))
 

@@ -163,7 +163,8 @@ def rows_of(scored: Scored, qids: Sequence[str]) -> list[int]:
 def qualitative_png(bars: Bars, films: str | Path | None) -> bytes:
     """The paper's figure of one query; with frames where the film is at hand."""
     film = find_film(films, bars.query.vid)
-    frames = frames_around(film, figures.near_range(bars.bars)) if film else []
+    near_s = figures.near_range(bars.bars, bars.query.duration_s)
+    frames = frames_around(film, near_s) if film else []
     only_best = [(label, colour, spans[:1]) for label, colour, spans in bars.bars[1:]]
     return figures.qualitative(
         f'"{bars.query.query}"', bars.query.duration_s, [bars.bars[0], *only_best], frames

@@ -8,6 +8,7 @@ https://arxiv.org/abs/2411.14901
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def recall_curves(tables: Mapping[str, np.ndarray], ranks: Sequence[int] = (1, 5
             recall = 100 * hits[:, :, 0].mean(axis=0)
             axis.plot(CURVE_THRESHOLDS, recall, color=run_colour(index), label=name, linewidth=1.8)
         axis.set(xlabel="IoU threshold", ylabel=f"R@{rank} (%)", xlim=(0, 1), ylim=(0, 100))
-    axes[0].legend(frameon=False, fontsize=8)
+    _legend(axes[0])
     return _png(figure)
 
 
@@ -68,8 +69,9 @@ def reliability(calibrations: Mapping[str, Mapping[str, Any]], threshold: str) -
             color=run_colour(index),
         )
     axis.set(xlabel="confidence", ylabel=f"share with IoU >= {threshold}", xlim=(0, 1), ylim=(0, 1))
-    axis.legend(frameon=False, fontsize=8, loc="upper left")
+    _legend(axis, loc="upper left")
     counts.set(xlabel="confidence", ylabel="queries", xlim=(0, 1))
+    counts.yaxis.get_major_locator().set_params(integer=True)
     return _png(figure)
 
 
@@ -87,28 +89,29 @@ def qualitative(
         bars: (label, colour, spans [n, 2]), the truth first.
         frames: (seconds, uint8 [H, W, 3]) from left to right; none where the film is not at hand.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     rows = [1.15] * bool(frames) + [0.34 * len(bars) + 0.35, 0.16 * len(bars) + 0.25]
-    figure = pyplot.figure(figsize=(9.5, sum(rows) + 0.75), layout="constrained")
+    figure = Figure(figsize=(9.5, sum(rows) + 0.75), layout="constrained")
     grid = figure.add_gridspec(len(rows), 1, height_ratios=rows)
     if frames:
         _draw_frames(figure, grid[0], frames)
-    _draw_near(figure.add_subplot(grid[-2]), bars)
+    _draw_near(figure.add_subplot(grid[-2]), bars, near_range(bars, duration_s))
     _draw_film(figure.add_subplot(grid[-1]), bars, duration_s)
-    figure.suptitle(title, fontsize=11, color=INK, wrap=True)
+    title = textwrap.fill(textwrap.shorten(title, 200, placeholder=" ..."), 100)
+    figure.suptitle(title, fontsize=11, color=INK, parse_math=False)
     return _png(figure)
 
 
-def near_range(bars: Sequence[tuple[str, str, np.ndarray]]) -> tuple[float, float]:
+def near_range(
+    bars: Sequence[tuple[str, str, np.ndarray]], duration_s: float | None
+) -> tuple[float, float]:
     """The seconds around the first true span (the first bar) that the close-up shows."""
     truth = next(spans for _, _, spans in bars if len(spans))
     start_s, end_s = float(truth[0, 0]), float(truth[0, 1])
     margin_s = max(10.0, 2 * (end_s - start_s))
-    return max(0.0, start_s - margin_s), end_s + margin_s
+    high_s = end_s + margin_s if duration_s is None else min(end_s + margin_s, duration_s)
+    return max(0.0, start_s - margin_s), max(high_s, end_s)
 
 
 def _draw_frames(figure: Any, place: Any, frames: Sequence[tuple[float, np.ndarray]]) -> None:
@@ -120,31 +123,44 @@ def _draw_frames(figure: Any, place: Any, frames: Sequence[tuple[float, np.ndarr
         axis.axis("off")
 
 
-def _draw_near(axis: Any, bars: Sequence[tuple[str, str, np.ndarray]]) -> None:
-    """Close-up: one row per run, seconds written at both ends of each bar."""
-    low_s, high_s = near_range(bars)
+def _draw_near(
+    axis: Any, bars: Sequence[tuple[str, str, np.ndarray]], range_s: tuple[float, float]
+) -> None:
+    """Close-up: one row per run, each bar with its seconds."""
+    low_s, high_s = range_s
     for row, (_, colour, spans) in enumerate(bars):
         shown = spans[(spans[:, 1] >= low_s) & (spans[:, 0] <= high_s)] if len(spans) else spans
-        for start_s, end_s in shown:
-            left, right = max(start_s, low_s), min(end_s, high_s)
-            axis.barh(
-                row, max(right - left, (high_s - low_s) / 400), left=left, color=colour, height=0.6
-            )
-            middle = (left + right) / 2
-            text = f"{start_s:.1f} - {end_s:.1f} s"
-            axis.text(middle, row, text, ha="center", va="center", fontsize=7, color="white")
+        for span in shown.tolist():
+            _draw_bar(axis, row, colour, span, (low_s, high_s))
         if not len(shown):
-            away = (
-                "no moment"
-                if not len(spans)
-                else f"{spans[0, 0]:.1f} - {spans[0, 1]:.1f} s, outside"
-            )
+            away = f"{seconds_text(spans[0])}, outside" if len(spans) else "no moment"
             axis.text(low_s, row, f"  {away}", va="center", fontsize=7, color=colour)
     axis.set(xlim=(low_s, high_s), ylim=(len(bars) - 0.4, -0.6))
-    axis.set_yticks(range(len(bars)), [label for label, _, _ in bars], fontsize=8)
+    labels = [label for label, _, _ in bars]
+    axis.set_yticks(range(len(bars)), labels, fontsize=8, parse_math=False)
     axis.set_xlabel("seconds", fontsize=8)
     axis.tick_params(axis="x", labelsize=7)
     _quiet(axis)
+
+
+def _draw_bar(
+    axis: Any, row: int, colour: str, span: Sequence[float], range_s: tuple[float, float]
+) -> None:
+    low_s, high_s = range_s
+    left, right = max(span[0], low_s), min(span[1], high_s)
+    width = max(right - left, (high_s - low_s) / 400)  # an event of no length is still seen
+    axis.barh(row, width, left=left, color=colour, height=0.6)
+    text = seconds_text(span)
+    if width > 0.13 * (high_s - low_s):  # wide enough to be written on
+        middle = (left + right) / 2
+        axis.text(middle, row, text, ha="center", va="center", fontsize=7, color="white")
+    else:
+        axis.text(right, row, f"  {text}", va="center", fontsize=7, color=colour)
+
+
+def seconds_text(span: Sequence[float]) -> str:
+    """A span as the figures write it."""
+    return f"{span[0]:.1f} - {span[1]:.1f} s"
 
 
 def _draw_film(
@@ -164,20 +180,23 @@ def _draw_film(
 
 
 def _axes(count: int, *, width: float, height: float) -> tuple[Any, list[Any]]:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        1, count, figsize=(width * count, height), layout="constrained", squeeze=False
-    )
-    for axis in axes[0]:
+    figure = Figure(figsize=(width * count, height), layout="constrained")
+    axes = [figure.add_subplot(1, count, index + 1) for index in range(count)]
+    for axis in axes:
         axis.grid(color=GRID, linewidth=0.6)
         axis.set_axisbelow(True)
         axis.tick_params(labelsize=8)
+        axis.xaxis.label.set_size(9)
+        axis.yaxis.label.set_size(9)
         _quiet(axis)
-    return figure, list(axes[0])
+    return figure, axes
+
+
+def _legend(axis: Any, **place: Any) -> None:
+    for text in axis.legend(frameon=False, fontsize=8, **place).get_texts():
+        text.set_parse_math(False)  # a "$" in a run's name is a dollar
 
 
 def _quiet(axis: Any) -> None:
@@ -185,9 +204,6 @@ def _quiet(axis: Any) -> None:
 
 
 def _png(figure: Any) -> bytes:
-    from matplotlib import pyplot
-
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    pyplot.close(figure)
     return buffer.getvalue()

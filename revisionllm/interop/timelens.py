@@ -88,7 +88,8 @@ def write_predictions(path: Path, rankings: Sequence[Ranking]) -> None:
                 "(--annotations FILE can supply it)"
             )
         truth = json.dumps(ranking.gt.tolist())
-        key = SEPARATOR.join([film_of(ranking, "timelens"), ranking.query or "", truth])
+        start = SEPARATOR.join([film_of(ranking, "timelens"), ranking.query or "", ""])
+        key = ranking.qid if ranking.qid.startswith(start) else start + truth
         if key in document:
             raise UserError(f"two queries share the timelens key {key!r}")
         document[key] = {"timestamps": ranking.spans.tolist()}

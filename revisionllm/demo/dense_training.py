@@ -1,11 +1,11 @@
 """How the demo's small LLaMA learns, from scratch, to ground sentences in windows of demo films.
 
-`train_dense.py` is its command. Writes `base/` (the LLM and its tokenizer) and `dense/` (the run folder
-with the frame adapter). A step takes a few windows and asks each of them many questions in one packed
-sequence (`engine.packing`). What helps an LLM of a few million parameters to learn this from nothing in
-an hour on two cores: captioning questions that teach what frames and frame numbers mean, most of them
-at the start; frame positions in digits (`model.projector`); and, in training only, a pointer loss
-half-way up the LLM that asks which frames each question is about.
+`train_dense.py` is its command. Writes `base/` (the LLM and its tokenizer) and `dense/` (the run
+folder with the frame adapter). A step takes a few windows and asks each of them many questions in
+one packed sequence (`engine.packing`). What helps an LLM of a few million parameters to learn this
+from nothing in an hour on two cores: captioning questions that teach what frames and frame numbers
+mean, most of them at the start; frame positions in digits (`model.projector`); and, in training
+only, a pointer loss half-way up the LLM that asks which frames each question is about.
 """
 
 from __future__ import annotations

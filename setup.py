@@ -21,6 +21,15 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["revisionllm", "revisionllm.*"]),
     install_requires=REQUIREMENTS,
-    extras_require={"flash": ["flash-attn"], "gguf": ["gguf"], "train": ["deepspeed>=0.15"]},
-    entry_points={"console_scripts": ["revisionllm=revisionllm.cli:main"]},
+    package_data={"revisionllm.viewer": ["assets/*"]},
+    extras_require={
+        "flash": ["flash-attn"],
+        "gguf": ["gguf"],
+        "train": ["deepspeed>=0.15"],
+        "lmms-eval": ["lmms-eval>=0.7.3"],
+    },
+    entry_points={
+        "console_scripts": ["revisionllm=revisionllm.cli:main"],
+        "lmms_eval.models": ["revisionllm = revisionllm.interop.lmms_plugin:manifest"],
+    },
 )

@@ -159,7 +159,7 @@ class DenseEngine:
             finished = self._decode(pending, cache, prefix_length, len(windows))
             for ask in finished:
                 answers[ask.position] = self._to_answer(ask, windows[ask.row])
-            cache.crop(prefix_length)
+            cache.crop(prefix_length - cache.get_seq_length())  # negative: so many from the end
 
     def _prefix(self, windows, shared_ids: list[int], features) -> tuple[DynamicCache, int]:
         """Run the prefix of every window; keys and values, and its length P."""
@@ -168,7 +168,9 @@ class DenseEngine:
         visual = model.embed_frames(torch.from_numpy(frames).to(model.device))
         embed = model.llm.get_input_embeddings()
         parts = [
-            embed(torch.tensor(ids, dtype=torch.long, device=model.device)).expand(len(windows), -1, -1)
+            embed(torch.tensor(ids, dtype=torch.long, device=model.device)).expand(
+                len(windows), -1, -1
+            )
             for ids in (self._before, shared_ids)
         ]
         embeds = torch.cat([parts[0], visual.to(parts[0].dtype), parts[1]], 1)

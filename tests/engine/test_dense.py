@@ -1,0 +1,154 @@
+"""The dense engine against the plain reference: one query and one window at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import FRAMES, WINDOW_S, features_of, sentences, tiny_run, windows
+
+from revisionllm.engine.dense import DenseEngine, span_grammar
+from revisionllm.engine.reference import answer_one
+from revisionllm.grounding.answers import NOT_PRESENT, parse_answer
+from revisionllm.grounding.levels import Question
+from revisionllm.grounding.windows import labels_to_span
+
+TOLERANCE = 1e-4
+
+
+def ask_all(num_queries, film):
+    return [Question(q, (w,)) for q in range(num_queries) for w in film]
+
+
+def check(model, engine, questions, texts, answers, references=None):
+    """Every answer equals the reference's."""
+    grammar = span_grammar(model)
+    assert len(answers) == len(questions)
+    references = {} if references is None else references
+    for question, answer in zip(questions, answers, strict=True):
+        key = (question.query, question.window)
+        if key not in references:
+            references[key] = answer_one(
+                model, grammar, features_of(question.window), texts[question.query]
+            )
+        text, tokens, presence, entropy = references[key]
+        assert answer.answer == text
+        assert answer.presence == pytest.approx(presence, abs=TOLERANCE)
+        assert answer.entropy == pytest.approx(entropy, abs=TOLERANCE)
+        assert grammar.text(grammar.run(tokens)) == text
+        window = question.window
+        assert (answer.index, answer.start_s, answer.end_s) == (
+            window.index,
+            window.start_s,
+            window.end_s,
+        )
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_run()
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
+def test_answers_equal_the_reference(heads):
+    model = tiny_run(1, num_attention_heads=heads[0], num_key_value_heads=heads[1])
+    texts, film = sentences(6), windows(5)
+    questions = ask_all(6, film)
+    engine = DenseEngine(model, explore=1.0)
+    answers = engine.answer(questions, texts, features_of)
+    check(model, engine, questions, texts, answers)
+    kinds = {answer.answer == NOT_PRESENT for answer in answers}
+    assert kinds == {True, False}, "a test of one kind of answer tests little"
+
+
+def test_spans_are_the_answers_seconds(model):
+    texts, film = sentences(4), windows(4)
+    questions = ask_all(4, film)
+    for answer in DenseEngine(model, explore=1.0).answer(questions, texts, features_of):
+        span = parse_answer(answer.answer, FRAMES)
+        if span is None:
+            assert list(answer.spans) == []
+            continue
+        wanted = labels_to_span(*span, answer.start_s, window_s=WINDOW_S, frames_per_window=FRAMES)
+        assert (answer.spans[0].start_s, answer.spans[0].end_s) == pytest.approx(wanted)
+        assert answer.spans[0].score == 1.0
+
+
+@pytest.mark.parametrize("num_queries", [1, 64])
+def test_one_and_many_queries(model, num_queries):
+    texts, film = sentences(num_queries, seed=3), windows(2)
+    questions = ask_all(num_queries, film)
+    engine = DenseEngine(model, explore=1.0)
+    check(model, engine, questions, texts, engine.answer(questions, texts, features_of))
+
+
+def test_any_batching_and_ragged_windows(model):
+    """A tenth of all pairs, in random order, under several budgets and in several calls."""
+    texts, film = sentences(30, seed=4), windows(9)
+    rng = np.random.default_rng(5)
+    every = ask_all(30, film)
+    questions = [every[i] for i in rng.permutation(len(every))[:40]]
+    references = {}
+    for budget_mb in (1, 3, 64, 1024):
+        engine = DenseEngine(model, budget_mb=budget_mb, explore=1.0)
+        answers = engine.answer(questions[:25], texts, features_of)
+        answers += engine.answer(questions[25:], texts, features_of)
+        check(model, engine, questions, texts, answers, references)
+
+
+def test_repeated_questions_get_the_same_answer(model):
+    texts, film = sentences(2), windows(2)
+    questions = ask_all(2, film) * 3
+    engine = DenseEngine(model, explore=1.0)
+    check(model, engine, questions, texts, engine.answer(questions, texts, features_of))
+
+
+def test_explored_windows_stay_not_present_but_name_a_span(model):
+    texts, film = sentences(6), windows(5)
+    questions = ask_all(6, film)
+    plain = DenseEngine(model, explore=1.0).answer(questions, texts, features_of)
+    explored = DenseEngine(model, explore=0.0).answer(questions, texts, features_of)
+    for before, after in zip(plain, explored, strict=True):
+        assert after.answer == before.answer
+        assert after.presence == pytest.approx(before.presence, abs=1e-6)
+        assert after.entropy == pytest.approx(before.entropy, abs=1e-6)
+        assert len(after.spans) == 1
+        assert before.start_s <= after.spans[0].start_s < after.spans[0].end_s <= before.end_s
+
+
+def test_an_explored_span_is_the_greedy_one_without_not_present(model):
+    from revisionllm.data.conversations import encode_answer
+    from revisionllm.grounding.answers import AnswerGrammar
+
+    always = AnswerGrammar.spans(
+        lambda text: encode_answer(model.tokenizer, text),
+        eos_id=model.tokenizer.eos_token_id,
+        num_frames=FRAMES,
+        not_present=False,
+        context="",
+    )
+    texts, film = sentences(4), windows(3)
+    questions = ask_all(4, film)
+    answers = DenseEngine(model, explore=0.0).answer(questions, texts, features_of)
+    for question, answer in zip(questions, answers, strict=True):
+        text = answer_one(model, always, features_of(question.window), texts[question.query])[0]
+        wanted = labels_to_span(
+            *parse_answer(text),
+            answer.start_s,
+            window_s=WINDOW_S,
+            frames_per_window=FRAMES,
+        )
+        assert (answer.spans[0].start_s, answer.spans[0].end_s) == pytest.approx(wanted)
+
+
+def test_no_questions(model):
+    assert DenseEngine(model).answer([], [], features_of) == []
+
+
+def test_the_model_is_left_as_it_was(model):
+    ids = torch.tensor([[1, 5, 6, 7]])
+    before = model.llm(input_ids=ids).logits
+    implementation = model.llm.config._attn_implementation
+    DenseEngine(model).answer(ask_all(1, windows(1)), sentences(1), features_of)
+    assert model.llm.config._attn_implementation == implementation
+    assert torch.equal(model.llm(input_ids=ids).logits, before)

@@ -7,7 +7,6 @@ small real one, the demo's own.
 
 from __future__ import annotations
 
-import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers import (
     AutoConfig,
     AutoTokenizer,
     GenerationConfig,
+    LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
 )
@@ -82,13 +82,14 @@ def load_base(
         UserError: not found, not a LLaMA, or weights that do not fit (all listed in one message).
     """
     location, extra = _location(base)
-    check_is_llama(base)
+    config = llm_config(base, revision=revision)
     # transformers 4.56 renamed the argument
     dtype_name = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
     try:
         llm, info = LlamaForCausalLM.from_pretrained(
             location,
             **extra,
+            config=config,
             **{dtype_name: dtype},
             revision=revision or "main",
             attn_implementation=attention,
@@ -105,20 +106,26 @@ def load_base(
     return llm.eval()
 
 
-def meta_llm(base: str, *, revision: str | None = None) -> LlamaForCausalLM:
-    """The LLM without its weights (on the meta device): names and shapes, in no memory.
+def llm_config(base: str, *, revision: str | None = None) -> LlamaConfig:
+    """The LLM's config.
 
     Raises:
-        UserError: the base's config cannot be read.
+        UserError: it cannot be read, or is not a LLaMA's.
     """
     location, extra = _location(base)
-    check_is_llama(base)
     try:
         config = AutoConfig.from_pretrained(location, **extra, revision=revision or "main")
     except (OSError, ValueError) as error:
         raise UserError(f"no config in base {base}: {str(error).splitlines()[0]}") from error
+    if config.model_type != "llama":
+        raise UserError(f"base {base} has model_type {config.model_type!r}; only llama is read")
+    return config
+
+
+def meta_llm(base: str, *, revision: str | None = None) -> LlamaForCausalLM:
+    """The LLM without its weights (on the meta device): names and shapes, in no memory."""
     with torch.device("meta"):
-        return LlamaForCausalLM(config)
+        return LlamaForCausalLM(llm_config(base, revision=revision))
 
 
 def load_tokenizer(base: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -128,7 +135,6 @@ def load_tokenizer(base: str, *, revision: str | None = None) -> PreTrainedToken
         UserError: the base has no tokenizer that can be read.
     """
     location, extra = _location(base)
-    check_is_llama(base)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, **extra, revision=revision or "main")
     except (OSError, ValueError) as error:
@@ -139,31 +145,20 @@ def load_tokenizer(base: str, *, revision: str | None = None) -> PreTrainedToken
     return tokenizer
 
 
-def check_is_llama(base: str) -> None:
-    """Refuse a local base of another architecture.
+def _location(base: str) -> tuple[str, dict[str, Any]]:
+    """What to give to `from_pretrained`: a folder or hub id, and the file name for GGUF.
 
     Raises:
-        UserError: the path does not exist, or `model_type` is not llama.
+        UserError: a path with no base there.
     """
     path = Path(base)
-    if path.suffix == ".gguf" or not (path.is_absolute() or path.exists()):
-        return  # GGUF metadata and hub ids are checked by transformers
-    config = path / "config.json"
-    if not config.is_file():
-        raise UserError(f"base not found: {config}; checkpoints/README.md says where to get it")
-    model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    if model_type != "llama":
-        raise UserError(f"base {base} has model_type {model_type!r}; only llama is read")
-
-
-def _location(base: str) -> tuple[str, dict[str, Any]]:
-    """What to give to `from_pretrained`: a folder or id, and the file name for GGUF."""
-    path = Path(base)
-    if path.suffix != ".gguf":
-        return base, {}
-    if not path.is_file():
-        raise UserError(f"base not found: {path}")
-    return str(path.parent), {"gguf_file": path.name}
+    needed = path if path.suffix == ".gguf" else path / "config.json"
+    looks_like_path = path.is_absolute() or path.exists() or path.suffix == ".gguf"
+    if looks_like_path and not needed.is_file():
+        raise UserError(f"base not found: {needed}; checkpoints/README.md says where to get it")
+    if path.suffix == ".gguf":
+        return str(path.parent), {"gguf_file": path.name}
+    return base, {}
 
 
 def _check_loading(base: str, info: dict[str, Any]) -> None:

@@ -40,6 +40,7 @@ def permuted(weight, num_heads):
 def write_gguf(llm, path):
     config = llm.config
     writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)

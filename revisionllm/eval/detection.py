@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from revisionllm.eval.metrics import span_iou
+from revisionllm.eval.metrics import iou_table, span_iou
 
 MAP_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 MAP_MAX_PREDICTIONS = 10
@@ -62,24 +62,23 @@ def mean_average_precision(
     thresholds: Sequence[float] = MAP_THRESHOLDS,
 ) -> np.ndarray:
     """mAP in percent at each threshold, [T]; a query without predictions counts 0."""
-    total = np.zeros(len(thresholds))
-    for spans, true_spans in zip(predicted, truth, strict=True):
-        best = spans[:MAP_MAX_PREDICTIONS]
-        if len(true_spans) == 1:
-            total += _precision_of_one(best, true_spans, thresholds)
-        else:
-            total += average_precision(best, true_spans, thresholds)
-    return 100.0 * total / len(predicted) if len(predicted) else np.full(len(thresholds), np.nan)
-
-
-def _precision_of_one(
-    predicted: np.ndarray, truth: np.ndarray, thresholds: Sequence[float]
-) -> np.ndarray:
-    """`average_precision` when one span is true: 1 / rank of the first hit. Fast at MAD's size."""
     if not len(predicted):
-        return np.zeros(len(thresholds))
-    hits = span_iou(predicted, truth)[:, None] >= np.asarray(thresholds)
-    return np.where(hits.any(axis=0), 1.0 / (np.argmax(hits, axis=0) + 1), 0.0)
+        return np.full(len(thresholds), np.nan)
+    ones = [row for row, spans in enumerate(truth) if len(spans) == 1]
+    total = _sum_of_ones([predicted[row] for row in ones], [truth[row] for row in ones], thresholds)
+    for spans, true_spans in zip(predicted, truth, strict=True):
+        if len(true_spans) > 1:
+            total += average_precision(spans[:MAP_MAX_PREDICTIONS], true_spans, thresholds)
+    return 100.0 * total / len(predicted)
+
+
+def _sum_of_ones(
+    predicted: Sequence[np.ndarray], truth: Sequence[np.ndarray], thresholds: Sequence[float]
+) -> np.ndarray:
+    """Sum of `average_precision` where one span is true: 1 / rank of the first hit. [T]"""
+    table = iou_table(predicted, truth, max_rank=MAP_MAX_PREDICTIONS)
+    hits = table[:, :, None] >= np.asarray(thresholds)
+    return np.where(hits.any(axis=1), 1.0 / (np.argmax(hits, axis=1) + 1), 0.0).sum(axis=0)
 
 
 def merge_spans(spans: np.ndarray) -> np.ndarray:

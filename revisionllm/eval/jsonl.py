@@ -6,6 +6,7 @@ reader and never turns into a number: it becomes a `Problem`, which the caller c
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from revisionllm.errors import UserError
 
 MAX_LINE_BYTES = 64 * 2**20  # a longer line is not a record of any format here, whatever it is
 NUMBER_TYPES = frozenset({int, float})  # not bool: True is no number of seconds
+ROW_TYPES = frozenset({list, tuple})
 
 
 class BadRecord(ValueError):
@@ -43,6 +45,9 @@ def _refuse_constant(name: str) -> float:
     raise BadRecord(f"{name} is not a number")
 
 
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
 def parse_json(data: bytes) -> Any:
     """Parse one JSON text strictly (UTF-8, no NaN or Infinity).
 
@@ -50,7 +55,7 @@ def parse_json(data: bytes) -> Any:
         BadRecord: with the reason, on one line.
     """
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        return _DECODER.decode(data.decode("utf-8"))
     except BadRecord:
         raise
     except UnicodeDecodeError as error:
@@ -125,9 +130,17 @@ def text_field(record: Any, name: str) -> str:
     return value
 
 
-def number_field(record: dict[str, Any], name: str) -> float:
-    """The field as a finite float. Raises BadRecord otherwise."""
+def optional_text(record: dict[str, Any], name: str) -> str | None:
+    """The field as text, None where it is absent or null. Raises BadRecord otherwise."""
     value = record.get(name)
+    if value is not None and not isinstance(value, str):
+        raise BadRecord(f"field {name!r} must be text, got {_short(value)}")
+    return value
+
+
+def number_field(record: Any, name: str) -> float:
+    """The field as a finite float. Raises BadRecord otherwise."""
+    value = record.get(name) if isinstance(record, dict) else None
     if type(value) not in NUMBER_TYPES or not _is_finite(value):
         raise BadRecord(f"field {name!r} must be a finite number, got {_short(value)}")
     return float(value)
@@ -141,11 +154,10 @@ def number_rows(rows: Any, width: int, what: str) -> np.ndarray:
     """
     if not isinstance(rows, (list, tuple)):
         raise BadRecord(f"{what} must be a list, got {_short(rows)}")
-    flat: list[Any] = []
-    for row in rows:
-        if not isinstance(row, (list, tuple)) or len(row) != width:
-            raise BadRecord(f"{what}: expected {width} numbers, got {_short(row)}")
-        flat.extend(row)
+    if not set(map(type, rows)) <= ROW_TYPES or not set(map(len, rows)) <= {width}:
+        bad = next(row for row in rows if type(row) not in ROW_TYPES or len(row) != width)
+        raise BadRecord(f"{what}: expected {width} numbers, got {_short(bad)}")
+    flat = list(itertools.chain.from_iterable(rows))
     if not set(map(type, flat)) <= NUMBER_TYPES:
         bad = next(value for value in flat if type(value) not in NUMBER_TYPES)
         raise BadRecord(f"{what}: {_short(bad)} is not a number")
@@ -161,9 +173,9 @@ def number_rows(rows: Any, width: int, what: str) -> np.ndarray:
 def span_rows(rows: Any, what: str, *, width: int = 2) -> np.ndarray:
     """`number_rows` whose first two columns are start and end; refuses a reversed span."""
     array = number_rows(rows, width, what)
-    reversed_rows = np.flatnonzero(array[:, 1] < array[:, 0])
-    if len(reversed_rows):
-        start_s, end_s = array[reversed_rows[0], :2]
+    reversed_rows = array[:, 1] < array[:, 0]
+    if reversed_rows.any():
+        start_s, end_s = array[reversed_rows][0, :2]
         raise BadRecord(f"{what}: a span ends before it starts ({start_s:g} > {end_s:g})")
     return array
 

@@ -25,6 +25,7 @@ from revisionllm.eval.jsonl import (
     Problem,
     iter_json_lines,
     number_field,
+    optional_text,
     span_rows,
     text_field,
     write_json_lines,
@@ -122,10 +123,12 @@ class Prediction:
             moments=[_moment(row) for row in _typed(record, "moments", list)],
             cost=_cost(record.get("cost") or {}),
             status=record.get("status", "ok"),
-            reason=record.get("reason"),
-            run=record.get("run") or "",
+            reason=optional_text(record, "reason"),
+            run=optional_text(record, "run") or "",
             gt=None if gt is None else [tuple(row) for row in span_rows(gt, "gt").tolist()],
-            windows=None if windows is None else [_window(row) for row in windows],
+            windows=None
+            if windows is None
+            else list(map(_window, _typed(record, "windows", list))),
         )
 
 
@@ -259,7 +262,8 @@ def _moment(row: Any) -> Moment:
     parts = row.get("parts") or {}
     if not isinstance(parts, dict):
         raise BadRecord("parts of a moment must be an object")
-    return Moment(*span.tolist(), parts=parts, level=row.get("level") or "")
+    parts = {name: number_field(parts, name) for name in parts if parts[name] is not None}
+    return Moment(*span.tolist(), parts=parts, level=optional_text(row, "level") or "")
 
 
 def _cost(row: Any) -> Cost:

@@ -19,6 +19,7 @@ from revisionllm.eval.jsonl import (
     Problem,
     iter_json_lines,
     number_field,
+    optional_text,
     span_rows,
     text_field,
 )
@@ -88,15 +89,23 @@ def ranking_from_record(record: Any) -> Ranking:
         spans=array[:, :2],
         scores=array[:, 2],
         vid=text_field(record, "vid"),
-        query=record.get("query"),
+        query=optional_text(record, "query"),
         duration_s=number_field(record, "duration_s"),
         found=found,
         failed=record.get("status", "ok") == "failed",
-        reason=record.get("reason"),
+        reason=optional_text(record, "reason"),
         gt=None if gt is None else span_rows(gt, "gt"),
-        cost=record.get("cost"),
+        cost=_cost_fields(record.get("cost")),
         windows=None if windows is None else _span_fields(windows, "windows", WINDOW_FIELDS, 2),
     )
+
+
+def _cost_fields(cost: Any) -> dict[str, float] | None:
+    if cost is None:
+        return None
+    if not isinstance(cost, dict):
+        raise BadRecord("field 'cost' must be an object")
+    return {name: number_field(cost, name) for name in Cost.__slots__ if name in cost}
 
 
 def _span_fields(

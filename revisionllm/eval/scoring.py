@@ -283,9 +283,9 @@ def _breakdown(
 
 def _cost_report(scored: Scored) -> dict[str, float] | None:
     """Mean cost per query over the answers that report one."""
-    costs = [r.cost for r in scored.rankings if r is not None and isinstance(r.cost, dict)]
+    costs = [r.cost for r in scored.rankings if r is not None and r.cost]
     names = ("dense_windows", "segments", "llm_tokens", "seconds")
-    table = [[float(cost.get(name, 0) or 0) for name in names] for cost in costs]
+    table = [[cost.get(name, 0.0) for name in names] for cost in costs]
     if not table or not np.any(table):
         return None
     return dict(zip(names, np.mean(table, axis=0).tolist(), strict=True))

@@ -15,6 +15,7 @@ from typing import Any
 from revisionllm.eval.jsonl import (
     BadRecord,
     number_field,
+    optional_text,
     span_rows,
     text_field,
     write_json_lines,
@@ -98,7 +99,7 @@ def _ranking(record: Any) -> Ranking:
         spans=spans,
         scores=scores,
         vid=text_field(record, "vid") if "vid" in record else None,
-        query=record.get("query"),
+        query=optional_text(record, "query"),
         extra=the_rest(record, "qid", "query", "vid", "pred_relevant_windows"),
     )
 

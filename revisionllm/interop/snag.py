@@ -44,18 +44,26 @@ def _videos(path: Path) -> Iterator[tuple[str, Any]]:
 def _video(item: tuple[str, str, Any]) -> list[Query]:
     split, vid, record = item
     duration_s = number_field(record, "duration")
+    for name in VIDEO_FIELDS:
+        if name in record:
+            number_field(record, name)  # checks; the value is kept as it is written
     extra = {"split": split} | {name: record[name] for name in VIDEO_FIELDS if name in record}
     return [
-        Query(
-            qid=text_field(row, "sentence_id") if "sentence_id" in row else f"{vid}_{index}",
-            vid=vid,
-            query=field(row, "sentence", str),
-            duration_s=duration_s,
-            spans=one_span(row.get("segment"), "segment"),
-            extra=dict(extra),
-        )
+        _sentence(row, f"{vid}_{index}", vid, duration_s, extra)
         for index, row in enumerate(field(record, "annotations", list))
     ]
+
+
+def _sentence(row: Any, own_id: str, vid: str, duration_s: float, extra: dict[str, Any]) -> Query:
+    sentence = field(row, "sentence", str)
+    return Query(
+        qid=text_field(row, "sentence_id") if "sentence_id" in row else own_id,
+        vid=vid,
+        query=sentence,
+        duration_s=duration_s,
+        spans=one_span(row.get("segment"), "segment"),
+        extra=dict(extra),
+    )
 
 
 def write_queries(path: Path, queries: Sequence[Query], *, fps: float | None = None) -> None:

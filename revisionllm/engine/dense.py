@@ -1,64 +1,40 @@
-"""Dense windows for many queries: each window's prefix once, its questions packed behind it.
+"""Dense windows for many queries: each window's prefix once, all its questions packed behind it.
 
 For one film and a list of (query, window) questions the engine
-- runs the prefix (system text, frames, the words that all questions share) once per window and keeps
-  its keys and values;
-- packs the questions of all queries about a window into one sequence under a block mask;
-- reads presence off the first token and stops there for windows that answer `Not Present`;
-- decodes the others greedily under the answer grammar, feeding forced tokens together with the next
-  choice, still packed.
+- runs the prefix (system text, frames, the words that all questions share) once per window, keeps
+  its keys and values, and keeps them between calls about the same film;
+- runs the questions of all queries about many windows in one forward, without padding and without
+  attention to each other (`attention.py`);
+- reads presence off the first choice and stops there for windows that answer `Not Present`;
+- decodes the others greedily under the answer grammar (`decoder.py`), forced tokens together with
+  the next choice.
 Answers equal those of `reference.answer_one`, one query and one window at a time.
-
-Legend: W windows of a batch, P prefix tokens, N packed tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from revisionllm.data.conversations import encode_answer
-from revisionllm.engine.packing import NO_OWNER, additive_mask
+from revisionllm.engine.attention import packed_attention
+from revisionllm.engine.choices import Ask, Choices
+from revisionllm.engine.decoder import Decoder, EngineCost
+from revisionllm.engine.prefixes import Budget, PrefixBatch, run_prefixes
 from revisionllm.grounding import scores
-from revisionllm.grounding.answers import NOT_PRESENT, AnswerGrammar, State
+from revisionllm.grounding.answers import NOT_PRESENT, AnswerGrammar
 from revisionllm.grounding.levels import Question, SpanCandidate, WindowAnswer
 from revisionllm.grounding.windows import Window, labels_to_span
 from revisionllm.model.llama import GroundingModel
 
-DEFAULT_BUDGET_MB = 1024
-MAX_PACKED_TOKENS = 1024  # longer packs gain nothing and their masks grow with the square
-
 WindowFeatures = Callable[[Window], np.ndarray]
-
-
-@dataclass
-class EngineCost:
-    """Work done so far: windows whose prefix was run, and tokens that went through the LLM."""
-
-    prefixes: int = 0
-    llm_tokens: int = 0
-    seconds: float = 0.0
-
-
-@dataclass
-class _Ask:
-    """One question on its way through a batch."""
-
-    position: int  # in the caller's list
-    row: int  # window of the batch
-    tokens: list[int]
-    state: State
-    next_position: int = 0
-    owner: int = 0
-    presence: float = 0.0
-    absent_first: bool = False
-    entropies: list[float] = field(default_factory=list)
+# sentences that begin differently: what their questions share is the question's wording
+PROBES = ("a", "the", "someone", "x", "3", "in")
 
 
 def span_grammar(model: GroundingModel) -> AnswerGrammar:
@@ -71,13 +47,13 @@ def span_grammar(model: GroundingModel) -> AnswerGrammar:
     )
 
 
-def shared_length(suffixes: Sequence[Sequence[int]]) -> int:
-    """How many first tokens all suffixes have in common, leaving at least one to each."""
+def shared_tokens(suffixes: Sequence[Sequence[int]]) -> list[int]:
+    """The tokens that all suffixes begin with, leaving at least one to each."""
     shortest = min(len(suffix) for suffix in suffixes) - 1
     for index in range(shortest):
         if len({suffix[index] for suffix in suffixes}) > 1:
-            return index
-    return shortest
+            return list(suffixes[0][:index])
+    return list(suffixes[0][:shortest])
 
 
 class DenseEngine:
@@ -85,219 +61,198 @@ class DenseEngine:
 
     Args:
         model: a loaded run.
-        budget_mb: memory for keys, values and masks of a batch, in MiB.
+        budget_mb: memory for keys, values and activations, in MiB; None: by the device
+            (`prefixes.default_budget_mb`).
         explore: a window whose presence is at least this is asked for its span even if its answer
             is `Not Present`: such candidates rank low, but they are there. 1.0: never.
+        num_candidates: spans per answer at most, weighted by their probability against the
+            answer's own; 1: that one alone.
+
+    Attributes:
+        cost: work done so far.
     """
 
     def __init__(
         self,
         model: GroundingModel,
         *,
-        budget_mb: int = DEFAULT_BUDGET_MB,
+        budget_mb: int | None = None,
         explore: float = 0.05,
+        num_candidates: int = 1,
     ) -> None:
         self.model = model.eval()
-        self.budget_mb = budget_mb
-        self.explore = explore
-        self.grammar = span_grammar(model)
+        self.budget = Budget.of(model.llm, budget_mb)
+        self.choices = Choices(span_grammar(model))
         self.cost = EngineCost()
-        before, _ = model.prompt_pieces(model.question("x"))
-        self._before = before
-        self._opening = self.grammar.forced_run(self.grammar.start)
+        self._decoder = Decoder(
+            model.llm,
+            self.choices,
+            self.budget,
+            self.cost,
+            explore=explore,
+            num_candidates=num_candidates,
+        )
+        self._before = model.prompt_pieces(model.question("x"))[0]
+        self._film: Hashable | None = None
+        self._kept: list[PrefixBatch] = []
 
     def answer(
-        self, questions: Sequence[Question], sentences: Sequence[str], features: WindowFeatures
+        self,
+        questions: Sequence[Question],
+        sentences: Sequence[str],
+        features: WindowFeatures,
+        *,
+        film: Hashable | None = None,
     ) -> list[WindowAnswer]:
         """Answer dense questions.
 
         Args:
             questions: what to ask; `question.query` counts into `sentences`.
             sentences: one per query.
-            features: gives a window's frame features, float [F, D].
+            features: gives a window's frame features, float [F, D]; called in another thread.
+            film: names the film; as long as it stays the same, prefixes are kept for the next call
+                as far as the budget allows. None: nothing is kept.
 
         Returns:
             One answer per question, in the same order.
         """
         started = time.perf_counter()
+        if film is None or film != self._film:
+            self._kept = []
+        self._film = film
         answers: list[WindowAnswer | None] = [None] * len(questions)
-        if questions:
-            suffixes = self._suffixes(sentences, {q.query for q in questions})
-            shared = shared_length(list(suffixes.values()))
-            by_window: dict[Window, list[int]] = {}
-            for position, question in enumerate(questions):
-                by_window.setdefault(question.window, []).append(position)
-            # windows with equally many questions side by side: less padding
-            windows = sorted(by_window, key=lambda w: (len(by_window[w]), w.index))
-            size = self._windows_per_batch()
-            for first in range(0, len(windows), size):
-                batch = windows[first : first + size]
-                asks = [[(p, questions[p].query) for p in by_window[w]] for w in batch]
-                self._run_batch(batch, asks, suffixes, shared, features, answers)
+        with torch.inference_mode(), packed_attention(self.model.llm):
+            for ask in self._decoder.run(self._work(questions, sentences, features)):
+                answers[ask.position] = self._to_answer(ask, questions[ask.position].window)
+        if film is None:
+            self._kept = []
         self.cost.seconds += time.perf_counter() - started
         return answers
 
-    # --- one batch of windows -------------------------------------------------------------------
+    # --- what to run --------------------------------------------------------------------------
 
-    @torch.inference_mode()
-    def _run_batch(self, windows, asks, suffixes, shared, features, answers) -> None:
-        some_suffix = next(iter(suffixes.values()))
-        cache, prefix_length = self._prefix(windows, some_suffix[:shared], features)
-        for chunk in self._chunks(asks, suffixes, shared):
-            pending = [
-                _Ask(
-                    position,
-                    row,
-                    suffixes[query][shared:] + self._opening,
-                    self.grammar.decision,
-                    prefix_length,
-                    owner,
-                )
-                for row, row_asks in enumerate(chunk)
-                for owner, (position, query) in enumerate(row_asks)
-            ]
-            finished = self._decode(pending, cache, prefix_length, len(windows))
-            for ask in finished:
-                answers[ask.position] = self._to_answer(ask, windows[ask.row])
-            cache.crop(prefix_length - cache.get_seq_length())  # negative: so many from the end
+    def _work(self, questions, sentences, features) -> Iterator[tuple[PrefixBatch, list[Ask]]]:
+        """Prefix batches, kept ones first, with the questions about their windows."""
+        if not questions:
+            return
+        suffixes = self._suffixes(sentences, {q.query for q in questions})
+        self._kept = [b for b in self._kept if _opens_all(b.shared, suffixes.values())]
+        waiting: dict[Window, list[int]] = {}
+        for position, question in enumerate(questions):
+            waiting.setdefault(question.window, []).append(position)
+        for batch in list(self._kept):
+            asked = {w: waiting.pop(w) for w in batch.keys if w in waiting}
+            if asked:
+                yield batch, self._asks(batch, asked, questions, suffixes)
+        for batch in self._new_batches(list(waiting), list(suffixes.values()), features):
+            asked = {w: waiting[w] for w in batch.keys}
+            yield batch, self._asks(batch, asked, questions, suffixes)
 
-    def _prefix(self, windows, shared_ids: list[int], features) -> tuple[DynamicCache, int]:
-        """Run the prefix of every window; keys and values, and its length P."""
-        model = self.model
-        frames = np.stack([np.asarray(features(window), dtype=np.float32) for window in windows])
-        visual = model.embed_frames(torch.from_numpy(frames).to(model.device))
-        embed = model.llm.get_input_embeddings()
-        parts = [
-            embed(torch.tensor(ids, dtype=torch.long, device=model.device)).expand(
-                len(windows), -1, -1
-            )
-            for ids in (self._before, shared_ids)
+    def _asks(self, batch: PrefixBatch, asked, questions, suffixes) -> list[Ask]:
+        row_of = {window: row for row, window in enumerate(batch.keys)}
+        skipped = len(batch.shared)
+        opening, decision = self.choices.opening, self.choices.grammar.decision
+        return [
+            Ask(p, row_of[w], suffixes[questions[p].query][skipped:] + opening, decision)
+            for w, positions in asked.items()
+            for p in positions
         ]
-        embeds = torch.cat([parts[0], visual.to(parts[0].dtype), parts[1]], 1)
-        cache = DynamicCache()
-        model.llm.model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
-        self.cost.prefixes += len(windows)
-        self.cost.llm_tokens += embeds.shape[0] * embeds.shape[1]
-        return cache, embeds.shape[1]
 
-    def _decode(self, pending: list[_Ask], cache, prefix_length: int, rows: int) -> list[_Ask]:
-        """Run questions to their end; `cache` grows behind the prefix."""
-        finished: list[_Ask] = []
-        owners = torch.full((rows, 0), NO_OWNER, dtype=torch.long, device=self.model.device)
-        while pending:
-            logits, owners = self._step(pending, cache, owners, prefix_length, rows)
-            alive = []
-            for ask, row in zip(pending, logits, strict=True):
-                self._choose(ask, row)
-                (finished if self.grammar.is_final(ask.state) else alive).append(ask)
-            pending = alive
-        return finished
+    def _new_batches(self, windows, suffixes, features) -> Iterator[PrefixBatch]:
+        """Run prefixes batch by batch; the features of the next one are read meanwhile."""
+        if not windows:
+            return
+        shared = shared_tokens(suffixes + self._probes())
+        length = len(self._before) + self.model.config.frames_per_window + len(shared)
+        count = -(-len(windows) // self.budget.prefixes_per_batch(length))
+        groups = [list(group) for group in np.array_split(np.arange(len(windows)), count)]
+        groups = [[windows[i] for i in group] for group in groups]
 
-    def _step(self, pending, cache, owners, prefix_length, rows) -> tuple[np.ndarray, Tensor]:
-        """Feed each ask's tokens; logits of its last one [asks, V] and the owners of the cache."""
-        lanes: list[list[int]] = [[] for _ in range(rows)]
-        positions: list[list[int]] = [[] for _ in range(rows)]
-        owner_lanes: list[list[int]] = [[] for _ in range(rows)]
-        last = []
-        for ask in pending:
-            lanes[ask.row] += ask.tokens
-            stop = ask.next_position + len(ask.tokens)
-            positions[ask.row] += range(ask.next_position, stop)
-            owner_lanes[ask.row] += [ask.owner] * len(ask.tokens)
-            ask.next_position = stop
-            last.append(len(lanes[ask.row]) - 1)
-        width = max(map(len, lanes))
-        device = self.model.device
+        def read(group: list[Window]) -> np.ndarray:
+            return np.stack([np.asarray(features(w), dtype=np.float32) for w in group])
 
-        def padded(lists: list[list[int]], value: int) -> Tensor:
-            return torch.tensor([x + [value] * (width - len(x)) for x in lists], device=device)
+        with ThreadPoolExecutor(1) as reader:
+            upcoming: Future = reader.submit(read, groups[0])
+            for number, group in enumerate(groups):
+                frames = upcoming.result()
+                if number + 1 < len(groups):
+                    upcoming = reader.submit(read, groups[number + 1])
+                batch = run_prefixes(
+                    self.model.llm,
+                    self._prefix_embeds(torch.from_numpy(frames), shared),
+                    group,
+                    shared,
+                    self.budget.prefix_tokens(),
+                )
+                self.cost.prefixes += len(group)
+                self.cost.llm_tokens += len(group) * batch.length
+                self._keep(batch)
+                yield batch
 
-        new = padded(owner_lanes, NO_OWNER)
-        allowed = self._mask(owners, new, prefix_length)
-        output = self.model.llm.model(
-            input_ids=padded(lanes, 0),
-            attention_mask=additive_mask(allowed, self.model.llm.dtype),
-            position_ids=padded(positions, 0),
-            past_key_values=cache,
-            use_cache=True,
+    def _prefix_embeds(self, frames_WFD: Tensor, shared: list[int]) -> list[Tensor]:
+        """Embedded prefixes [P, H] of windows."""
+        model = self.model
+        visual = model.embed_frames(frames_WFD.to(model.device))
+        embed = model.llm.get_input_embeddings()
+        before, after = (
+            embed(torch.tensor(ids, dtype=torch.long, device=model.device))
+            for ids in (self._before, shared)
         )
-        self.cost.llm_tokens += sum(map(len, lanes))
-        index = torch.tensor([[ask.row, column] for ask, column in zip(pending, last, strict=True)])
-        hidden = output.last_hidden_state[index[:, 0], index[:, 1]]
-        logits = self.model.llm.lm_head(hidden).float().cpu().numpy()
-        return logits, torch.cat([owners, new], 1)
+        return [torch.cat([before, rows.to(before.dtype), after]) for rows in visual]
 
-    @staticmethod
-    def _mask(old: Tensor, new: Tensor, prefix_length: int) -> Tensor:
-        """bool [W, 1, N, P + old + N]: the prefix, and what the same question said before."""
-        rows, width = new.shape
-        column_owner = torch.cat([old, new], 1)
-        same = new[:, :, None] == column_owner[:, None, :]
-        here = torch.ones(width, width, dtype=torch.bool, device=new.device).tril()
-        seen = torch.cat([here.new_ones(width, old.shape[1]), here], 1)
-        prefix = torch.ones(rows, width, prefix_length, dtype=torch.bool, device=new.device)
-        return torch.cat([prefix, same & seen], 2)[:, None]
-
-    def _choose(self, ask: _Ask, logits: np.ndarray) -> None:
-        """Take the best allowed token and queue it with the forced ones behind it."""
-        grammar = self.grammar
-        allowed = grammar.allowed(ask.state)
-        log_probs = logits[allowed] - np.logaddexp.reduce(logits[allowed])
-        ask.entropies.append(float(scores.token_entropy(logits, allowed)))
-        token = int(allowed[log_probs.argmax()])
-        if ask.state == grammar.decision and grammar.absent_token is not None:
-            ask.presence = scores.presence(logits, allowed, grammar.absent_token)
-            ask.absent_first = token == grammar.absent_token
-            if ask.absent_first and ask.presence >= self.explore:
-                others = allowed != grammar.absent_token
-                token = int(allowed[others][log_probs[others].argmax()])
-        state = grammar.advance(ask.state, token)
-        forced = grammar.forced_run(state)
-        ask.state = grammar.run(forced, state)
-        ask.tokens = [token, *forced]
-
-    # --- around a batch -------------------------------------------------------------------------
-
-    def _to_answer(self, ask: _Ask, window: Window) -> WindowAnswer:
-        config = self.model.config
-        span = self.grammar.span(ask.state)
-        candidates = []
-        if span is not None:
-            start_s, end_s = labels_to_span(
-                span.first,
-                span.last,
-                window.start_s,
-                window_s=config.window_s,
-                frames_per_window=config.frames_per_window,
-            )
-            candidates.append(SpanCandidate(start_s, end_s))
-        text = NOT_PRESENT if ask.absent_first else self.grammar.text(ask.state)
-        # an explored answer is still "Not Present": its entropy is that of its one decision
-        entropies = ask.entropies[:1] if ask.absent_first else ask.entropies
-        mean = scores.answer_entropy(entropies).mean
-        return WindowAnswer(
-            window.index, window.start_s, window.end_s, text, candidates, ask.presence, mean
-        )
+    def _keep(self, batch: PrefixBatch) -> None:
+        if self._film is not None:
+            self._kept = [*self._kept, batch][-self.budget.kept_batches(batch) :]
 
     def _suffixes(self, sentences: Sequence[str], queries: set[int]) -> dict[int, list[int]]:
-        model = self.model
-        return {
-            query: model.prompt_pieces(model.question(sentences[query]))[1]
-            for query in sorted(queries)
-        }
+        """Tokens behind the video, by query."""
+        return {query: self._suffix(sentences[query]) for query in sorted(queries)}
 
-    def _chunks(self, asks, suffixes, shared):
-        """Split every window's questions so that a packed row stays within `MAX_PACKED_TOKENS`."""
-        longest = max(len(suffixes[q]) - shared for row in asks for _, q in row)
-        per_row = max(1, MAX_PACKED_TOKENS // (longest + len(self._opening)))
-        for first in range(0, max(map(len, asks)), per_row):
-            yield [row[first : first + per_row] for row in asks]
+    def _suffix(self, sentence: str) -> list[int]:
+        return self.model.prompt_pieces(self.model.question(sentence))[1]
 
-    def _windows_per_batch(self) -> int:
-        """As many windows as the budget holds: keys, values and a pack's mask."""
-        config = self.model.llm.config
-        head_dim = config.hidden_size // config.num_attention_heads
-        width = 2 * config.num_key_value_heads * head_dim * config.num_hidden_layers
-        tokens = len(self._before) + self.model.config.frames_per_window + MAX_PACKED_TOKENS
-        per_window = tokens * (width + MAX_PACKED_TOKENS) * self.model.llm.dtype.itemsize
-        return max(1, min(32, self.budget_mb * 2**20 // per_window))
+    def _probes(self) -> list[list[int]]:
+        return [self._suffix(sentence) for sentence in PROBES]
+
+    # --- answers ------------------------------------------------------------------------------
+
+    def _to_answer(self, ask: Ask, window: Window) -> WindowAnswer:
+        # an explored answer is still "Not Present": its entropy is that of its one decision
+        entropies = ask.entropies[:1] if ask.absent else ask.entropies
+        return WindowAnswer(
+            window.index,
+            window.start_s,
+            window.end_s,
+            NOT_PRESENT if ask.absent else self.choices.grammar.text(ask.state),
+            self._candidates(ask, window),
+            ask.presence,
+            scores.answer_entropy(entropies).mean,
+        )
+
+    def _candidates(self, ask: Ask, window: Window) -> list[SpanCandidate]:
+        """The answer's span first, then the others by probability."""
+        config, grammar = self.model.config, self.choices.grammar
+        if grammar.span(ask.state) is None:
+            return []
+        own = next((p for state, p in ask.answers if state == ask.state), None)
+        weights = {ask.state: 1.0}
+        for state, log_prob in ask.answers:
+            base = own if own is not None else ask.answers[0][1]
+            weights.setdefault(state, float(np.exp(min(0.0, log_prob - base))))
+        return [
+            SpanCandidate(
+                *labels_to_span(
+                    *grammar.span(state),
+                    window.start_s,
+                    window_s=config.window_s,
+                    frames_per_window=config.frames_per_window,
+                    time_mapping=config.time_mapping,
+                ),
+                weight,
+            )
+            for state, weight in weights.items()
+        ]
+
+
+def _opens_all(shared: list[int], suffixes) -> bool:
+    return all(len(s) > len(shared) and s[: len(shared)] == shared for s in suffixes)

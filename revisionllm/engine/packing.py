@@ -1,9 +1,10 @@
 """Many questions about one window in one sequence: the block mask and the positions.
 
-The prompt puts the video before the question, so all questions of a window share their beginning. A
-packed sequence holds that prefix once, then the questions one after the other; a question's tokens see
-the prefix and what came before in their own question, nothing of the others, and count their positions
-as if they stood right behind the prefix. Every question is therefore computed as if it were alone.
+The prompt puts the video before the question, so all questions of a window share their beginning.
+A packed sequence holds that prefix once, then the questions one after the other; a question's
+tokens see the prefix and what came before in their own question, nothing of the others, and count
+their positions as if they stood right behind the prefix. Every question is therefore computed as if
+it were alone. Training packs like this; the engine needs no mask at all (`attention.py`).
 
 Legend: B windows, P prefix tokens, N packed tokens after the prefix.
 """
@@ -46,7 +47,7 @@ def packed_mask(owner_BN: Tensor, prefix_length: int, visible_BN: Tensor | None 
 
 
 def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where allowed, the dtype's most negative number elsewhere: what attention adds to scores."""
+    """What attention adds to its scores: 0 where allowed, the dtype's most negative number else."""
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(
         ~allowed, torch.finfo(dtype).min
     )

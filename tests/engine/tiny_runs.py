@@ -14,7 +14,7 @@ from revisionllm.model.llama import GroundingModel, build_adapter
 D = 16
 FRAMES = 24
 WINDOW_S = 12.0
-WORDS = "a the man woman dog opens closes red blue door car walks runs behind near 3 tall".split()
+WORDS = ["a", "the", "man", "woman", "dog", "opens", "closes", "red", "door", "walks", "3", "tall"]
 
 
 def tiny_run(seed: int = 0, *, frames: int = FRAMES, **llm_changes) -> GroundingModel:

@@ -1,0 +1,189 @@
+"""Attention of many questions that share prefixes, without padding and without others' blocks.
+
+The questions of a forward stand one behind the other in one row of tokens, sorted by window. Each
+token attends to the prefix of its window (no mask at all) and to its own question's tokens so far
+(a small causal block); the two parts are merged by their log-sum-exps, so that the result is that
+of one softmax over both. Nothing is computed for other questions' tokens, and windows may have any
+number of questions.
+
+It reaches the unchanged LLaMA through transformers' attention interface: `packed_attention`
+switches it on, and `llm.model(..., attention_pass=...)` says what a forward is.
+
+Legend: H heads, K key-value heads, D head dim, N tokens of the forward, W windows of a prefix
+batch, P prefix tokens, A questions, L tokens of the longest question, T its history and new tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+NAME = "revisionllm_packed"
+KeyValues = list[tuple[Tensor, Tensor]]  # per layer
+
+
+class PrefixPass:
+    """Plain causal attention; each layer's keys and values are written to `batch` rows."""
+
+    def __init__(self, layers: KeyValues, rows: slice) -> None:
+        self.layers, self.rows = layers, rows
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+        """q [W, H, P, D], k and v [W, K, P, D] to [W, H, P, D]."""
+        keys, values = self.layers[layer]
+        keys[self.rows], values[self.rows] = k, v
+        shared_heads = q.shape[1] != k.shape[1]
+        return scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scaling, enable_gqa=shared_heads
+        )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Windows side by side in a prefix batch whose questions have equally many tokens."""
+
+    layers: KeyValues
+    first_row: int
+    num_windows: int
+    first_token: int
+    tokens_per_window: int
+
+    @property
+    def stop_token(self) -> int:
+        """One past the group's last token."""
+        return self.first_token + self.num_windows * self.tokens_per_window
+
+
+class QuestionPass:
+    """Questions over their windows' prefixes and their own earlier tokens.
+
+    Args:
+        groups: which tokens look at which prefixes; together all tokens, in order.
+        lengths: new tokens of each of the A questions, in the order of the tokens.
+        history: keys and values [A, K, T0, D] of the questions' earlier tokens, per layer, or None.
+        history_valid: bool [A, T0], True where the history holds a token.
+
+    Attributes:
+        kept: history and new tokens, [A, K, T0 + L, D] per layer, after the forward.
+        kept_valid: bool [A, T0 + L].
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        lengths: Sequence[int],
+        device: torch.device,
+        history: KeyValues | None = None,
+        history_valid: Tensor | None = None,
+    ) -> None:
+        self.groups, self.history = groups, history
+        self.num_questions, self.width = len(lengths), max(lengths)
+        length = torch.tensor(lengths, device=device)
+        column = torch.arange(self.width, device=device)
+        is_token = column < length[:, None]  # [A, L]
+        first = length.cumsum(0) - length
+        self.slots = torch.where(is_token, first[:, None] + column, 0).flatten()
+        self.tokens = is_token.flatten().nonzero()[:, 0]  # slot of each token
+        self.kept: KeyValues = []
+        self.kept_valid = is_token
+        visible = (column[:, None] >= column)[None].expand(self.num_questions, -1, -1)
+        if history_valid is not None:
+            self.kept_valid = torch.cat([history_valid, is_token], 1)
+            past = history_valid[:, None].expand(-1, self.width, -1)
+            visible = torch.cat([past, visible], 2)
+        self.hidden = ~visible[:, None, None]  # [A, 1, 1, L, T]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+        """q [1, H, N, D], k and v [1, K, N, D] to [1, H, N, D]."""
+        q, k, v = q[0] * scaling, k[0], v[0]
+        over_prefix = [self._over_prefix(layer, group, q, k.shape[0]) for group in self.groups]
+        outputs, sums, tops = (torch.cat(part, 1) for part in zip(*over_prefix, strict=True))
+        own_output, own_sum, own_top = self._over_own(layer, q, k, v)
+        top = torch.maximum(tops, own_top)
+        weight, own_weight = (tops - top).exp(), (own_top - top).exp()
+        total = weight * sums + own_weight * own_sum
+        merged = outputs.float() * (weight / total) + own_output.float() * (own_weight / total)
+        return merged.to(q.dtype)[None]
+
+    def _over_prefix(self, layer: int, group: Group, q: Tensor, key_heads: int):
+        """Unnormalised attention of a group: outputs [H, n, D], sums and tops [H, n, 1]."""
+        rows = slice(group.first_row, group.first_row + group.num_windows)
+        keys, values = (part[rows] for part in group.layers[layer])
+        chunk = q[:, group.first_token : group.stop_token]
+        heads, _, dim = chunk.shape
+        # heads that share keys become further rows of one product: [W, K, H/K * n, D]
+        chunk = chunk.reshape(key_heads, heads // key_heads, group.num_windows, -1, dim)
+        chunk = chunk.permute(2, 0, 1, 3, 4).reshape(group.num_windows, key_heads, -1, dim)
+        parts = _attend(chunk @ keys.transpose(-1, -2), values)
+        return tuple(
+            part.unflatten(2, (heads // key_heads, -1))
+            .permute(1, 2, 0, 3, 4)
+            .reshape(heads, -1, part.shape[-1])
+            for part in parts
+        )
+
+    def _over_own(self, layer: int, q: Tensor, k: Tensor, v: Tensor):
+        """Unnormalised attention to the question's own tokens: [H, N, D], [H, N, 1] twice."""
+        heads, key_heads = q.shape[0], k.shape[0]
+        keys, values = (self._by_question(x) for x in (k, v))  # [A, K, L, D]
+        if self.history is not None:
+            old_keys, old_values = self.history[layer]
+            keys, values = torch.cat([old_keys, keys], 2), torch.cat([old_values, values], 2)
+        self.kept.append((keys, values))
+        asks = self._by_question(q).unflatten(1, (key_heads, heads // key_heads))
+        weights = asks @ keys.transpose(-1, -2)[:, :, None]
+        parts = _attend(weights.masked_fill(self.hidden, -torch.inf), values[:, :, None])
+        return tuple(  # [A, K, H/K, L, x] to [H, N, x]
+            part.flatten(1, 2).transpose(0, 1).flatten(1, 2)[:, self.tokens] for part in parts
+        )
+
+    def _by_question(self, x: Tensor) -> Tensor:
+        """[heads, N, D] to [A, heads, L, D]; what lies behind a question's end repeats a token."""
+        return x[:, self.slots].unflatten(1, (self.num_questions, -1)).transpose(0, 1)
+
+
+def _attend(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax without its division: outputs, sums of exponentials, and the tops taken off first."""
+    weights = weights.float()
+    top = weights.amax(-1, keepdim=True)
+    weights = (weights - top).exp_()
+    return weights.to(values.dtype) @ values, weights.sum(-1, keepdim=True), top
+
+
+def _interface(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    *,
+    attention_pass: PrefixPass | QuestionPass,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """What transformers calls in every layer."""
+    attended = attention_pass.attend(module.layer_idx, query, key, value, scaling)
+    return attended.transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, _interface)
+
+
+@contextmanager
+def packed_attention(llm: PreTrainedModel) -> Iterator[None]:
+    """Switch the LLM to this attention, and back.
+
+    Inside, every forward needs `attention_pass`; no mask is made.
+    """
+    usual = llm.config._attn_implementation
+    llm.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        llm.set_attn_implementation(usual)

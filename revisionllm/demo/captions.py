@@ -33,7 +33,9 @@ def visible_things(shot: Shot, time_s: float) -> list[tuple]:
             continue
         size = int(np.searchsorted(SIZE_EDGES_PX, RADIUS_PX[actor.size] * pose.scale))
         x, y = int(np.searchsorted(X_EDGES, pose.x)), int(np.searchsorted(Y_EDGES, pose.y))
-        things.append((SIZE_WORDS[size], actor.colour, actor.shape, x, y, round(pose.angle * 4) % 4))
+        things.append(
+            (SIZE_WORDS[size], actor.colour, actor.shape, x, y, round(pose.angle * 4) % 4)
+        )
     return things
 
 

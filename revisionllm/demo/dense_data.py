@@ -234,7 +234,9 @@ class Packer:
 
     def row(self, questions: list[Question]) -> dict[str, list]:
         """The packed tokens of one window's questions."""
-        row: dict[str, list] = {k: [] for k in ("ids", "owners", "positions", "visible", "labels", "ask")}
+        row: dict[str, list] = {
+            k: [] for k in ("ids", "owners", "positions", "visible", "labels", "ask")
+        }
         for owner, question in enumerate(questions):
             after, answer = self._encode(question.text, question.answer)
             skipped = self.shared if question.grounds else 0

@@ -64,7 +64,9 @@ def training_films(
     ]
     if jobs:
         with ProcessPoolExecutor(workers) as pool:
-            list(tqdm(pool.map(_make_one, jobs), total=len(jobs), desc=f"features of {split} films"))
+            list(
+                tqdm(pool.map(_make_one, jobs), total=len(jobs), desc=f"features of {split} films")
+            )
     return [
         load_film(seed, duration_s, split, np.load(path, allow_pickle=False))
         for seed, path in enumerate(paths)

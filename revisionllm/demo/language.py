@@ -129,7 +129,9 @@ def change_one(description: Description, name: str, rng: np.random.Generator) ->
     if name == "place":
         return replace(description, place=str(rng.choice(PLACES)))
     if name == "direction" and description.direction:
-        return replace(description, direction="left" if description.direction == "right" else "right")
+        return replace(
+            description, direction="left" if description.direction == "right" else "right"
+        )
     if name == "size" and size:
         return replace(description, actor=(SIZES[1 - SIZES.index(size)], colour, shape))
     return description
@@ -152,7 +154,9 @@ def absent(index: FactIndex, rng: np.random.Generator, tries: int = 50) -> Descr
         true_one = describe(index, facts[int(rng.integers(len(facts)))], rng)
         if true_one is None:
             continue
-        name = str(rng.choice(["action", "action", "colour", "shape", "place", "direction", "size"]))
+        name = str(
+            rng.choice(["action", "action", "colour", "shape", "place", "direction", "size"])
+        )
         wrong = change_one(true_one, name, rng)
         if is_well_formed(wrong) and not index.events(wrong):
             return wrong
@@ -177,7 +181,11 @@ class Phrases:
 PHRASES = {
     "enter": Phrases(
         ("enters", "comes in", "comes into view", "enters the picture"),
-        ("enters from the {origin}", "comes in from the {origin}", "appears from the {origin} side"),
+        (
+            "enters from the {origin}",
+            "comes in from the {origin}",
+            "appears from the {origin} side",
+        ),
         ("comes into the picture",),
         ("comes into the picture from the {origin}", "enters from the {origin} side"),
     ),
@@ -199,7 +207,10 @@ PHRASES = {
     ),
     "stop": Phrases(
         ("moves to the middle and stops", "stops in the middle"),
-        ("moves from the {origin} to the middle", "comes from the {origin} and stops in the middle"),
+        (
+            "moves from the {origin} to the middle",
+            "comes from the {origin} and stops in the middle",
+        ),
         ("goes to the middle and stops",),
         ("goes from the {origin} to the middle",),
     ),

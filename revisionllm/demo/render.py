@@ -67,7 +67,11 @@ def _decorate(image: np.ndarray, kind: str, colour: tuple, horizon: float, rng) 
             y = rng.uniform(horizon_px, FRAME_HEIGHT)
             _paint(image, (np.abs(GRID_Y - y - 2 * np.sin(GRID_X / 8)) < 1.2) & (dx < 40), colour)
         elif kind == "trees":
-            _paint(image, (dx < (up + 8) * 0 + 12 * size * np.clip(1 - up / 50, 0, 1)) & (up > -10), colour)
+            _paint(
+                image,
+                (dx < (up + 8) * 0 + 12 * size * np.clip(1 - up / 50, 0, 1)) & (up > -10),
+                colour,
+            )
         elif kind == "poles":
             _paint(image, (dx < 3 * size) & (up > -15) & (up < 25 * size), colour)
         elif kind == "blocks":
@@ -125,7 +129,9 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=4000)
-def sprite(shape: str, colour: str, half_pixels: int, angle_step: int) -> tuple[np.ndarray, np.ndarray]:
+def sprite(
+    shape: str, colour: str, half_pixels: int, angle_step: int
+) -> tuple[np.ndarray, np.ndarray]:
     """An actor as (premultiplied colour uint16 [n, n, 3], 256 - alpha uint16 [n, n, 1]).
 
     The lower half is darker, so that turning shows on every shape.
@@ -137,13 +143,17 @@ def sprite(shape: str, colour: str, half_pixels: int, angle_step: int) -> tuple[
     x, y = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
     distance_px = _distance(shape, x, y) * radius
     alpha = np.clip(0.5 - distance_px, 0, 1)[..., None]
-    shade = np.where(y[..., None] > 0.1, 0.5, 1.0) * np.where(distance_px[..., None] > -1.6, 0.35, 1)
+    shade = np.where(y[..., None] > 0.1, 0.5, 1.0) * np.where(
+        distance_px[..., None] > -1.6, 0.35, 1
+    )
     paint = np.float32(RGB[colour]) * shade
     opaque = np.rint(alpha * 256).astype(np.uint16)
     return (paint * opaque).astype(np.uint16), (256 - opaque).astype(np.uint16)
 
 
-def _paste(image: np.ndarray, shape: str, colour: str, radius: float, x: float, y: float, angle: float):
+def _paste(
+    image: np.ndarray, shape: str, colour: str, radius: float, x: float, y: float, angle: float
+):
     step = round(angle * ANGLE_STEPS) % ANGLE_STEPS
     paint, clear = sprite(shape, colour, max(4, round(radius * 2)), step)
     size = paint.shape[0]
@@ -169,7 +179,9 @@ def draw(shot: Shot, time_s: float) -> np.ndarray:
     return image
 
 
-def frames(plan: FilmPlan, fps: float = FILM_FPS, first: int = 0, step: int = 1) -> Iterator[np.ndarray]:
+def frames(
+    plan: FilmPlan, fps: float = FILM_FPS, first: int = 0, step: int = 1
+) -> Iterator[np.ndarray]:
     """Yield frames number first, first + step, ... of the film sampled at fps, in order."""
     num_frames = int(round(plan.duration_s * fps))
     shots = iter(plan.shots)
@@ -181,7 +193,9 @@ def frames(plan: FilmPlan, fps: float = FILM_FPS, first: int = 0, step: int = 1)
         yield draw(shot, time_s)
 
 
-def write_film(plan: FilmPlan, path: str | os.PathLike, fps: float = FILM_FPS, progress=None) -> None:
+def write_film(
+    plan: FilmPlan, path: str | os.PathLike, fps: float = FILM_FPS, progress=None
+) -> None:
     """Render the film to an H.264 mp4 at `path`, atomically.
 
     Args:

@@ -17,7 +17,10 @@ import sys
 import time
 from pathlib import Path
 
-if __package__ in (None, ""):  # started by path: put the repository, not this folder, on the import path
+if __package__ in (
+    None,
+    "",
+):  # started by path: put the repository, not this folder, on the import path
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from revisionllm.errors import run_entry_point
@@ -70,7 +73,9 @@ def prepare_folder(out: Path, seed: int) -> None:
         corpus += [query.sentence for query in queries if query]
     out.mkdir(parents=True, exist_ok=True)
     vocab_size = train_clip_tokenizer(corpus, out, VOCAB_SIZE)
-    (out / "open_clip_config.json").write_text(json.dumps(model_config(vocab_size), indent=2) + "\n")
+    (out / "open_clip_config.json").write_text(
+        json.dumps(model_config(vocab_size), indent=2) + "\n"
+    )
 
 
 def to_pixels(frames, config: dict):
@@ -116,11 +121,14 @@ def accuracy(model, tokenizer, config: dict, frames) -> dict[str, float]:
         named = texts([f"a small {colour} {shape}" for colour, shape in pairs])
         captions = texts([frame.caption for frame in frames])
     place_hits = [
-        PLACES[best] == frame.place for best, frame in zip((images @ places.T).argmax(1), frames, strict=True)
+        PLACES[best] == frame.place
+        for best, frame in zip((images @ places.T).argmax(1), frames, strict=True)
     ]
     lone = [i for i, frame in enumerate(frames) if len(frame.things) == 1]
     best_pairs = (images[lone] @ named.T).argmax(1)
-    pair_hits = [pairs[best] == frames[i].things[0][1:3] for best, i in zip(best_pairs, lone, strict=True)]
+    pair_hits = [
+        pairs[best] == frames[i].things[0][1:3] for best, i in zip(best_pairs, lone, strict=True)
+    ]
     caption_hits = [
         int((images[i : i + 32] @ captions[i : i + 32].T).argmax(1).eq(torch.arange(32)).sum())
         for i in range(0, len(frames) - 31, 32)
@@ -172,7 +180,9 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     model = open_clip.CLIP(cfg["embed_dim"], cfg["vision_cfg"], cfg["text_cfg"])
     model = model.to(memory_format=torch.channels_last)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{args.out}")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.05, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.lr, weight_decay=0.05, betas=(0.9, 0.98)
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, args.lr, total_steps=args.steps, pct_start=0.08
     )
@@ -220,13 +230,17 @@ def train(args: argparse.Namespace) -> dict[str, float]:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("checkpoints/demo/clip"), help="folder to write")
+    parser.add_argument(
+        "--out", type=Path, default=Path("checkpoints/demo/clip"), help="folder to write"
+    )
     parser.add_argument("--steps", type=int, default=1200, help="optimizer steps")
     parser.add_argument("--batch_size", type=int, default=256, help="frames per step")
     parser.add_argument("--films", type=int, default=300, help="training films of 15 minutes")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast")
+    parser.add_argument(
+        "--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast"
+    )
     return parser
 
 

@@ -249,7 +249,11 @@ class _ShotPlanner:
     def _first_pose(self, y: float) -> Pose:
         rng = self.rng
         off = rng.random() < 0.22
-        x = OFF_SCREEN[str(rng.choice(["left", "right"]))] if off else rng.choice([LEFT, MIDDLE, RIGHT])
+        x = (
+            OFF_SCREEN[str(rng.choice(["left", "right"]))]
+            if off
+            else rng.choice([LEFT, MIDDLE, RIGHT])
+        )
         return Pose(float(x), y, angle=float(rng.integers(8)) / 8)
 
     def add_event(self) -> None:
@@ -354,7 +358,13 @@ def plan_film(seed: int, duration_s: float, split: str = "train") -> FilmPlan:
         end_s = planner.clock_s if planner.clock_s <= duration_s - 8 else duration_s
         events = tuple(event for event in planner.events if event.end_s <= duration_s)
         shot = Shot(
-            clock_s, end_s, place, int(rng.integers(SCENERIES)), planner.actors, planner.first_poses, events
+            clock_s,
+            end_s,
+            place,
+            int(rng.integers(SCENERIES)),
+            planner.actors,
+            planner.first_poses,
+            events,
         )
         for event in events:
             if event.action != "lead":

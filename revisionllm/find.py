@@ -1,0 +1,120 @@
+"""`revisionllm find VIDEO "sentence" ...`: ground sentences in any video file.
+
+    revisionllm find film.mp4 "a red ball bounces on the beach" --view view.html
+
+Results go to stdout (a table, or one JSON object per sentence with --json), progress to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from revisionllm.grounder import (
+    DEFAULT_CHECKPOINT,
+    DEFAULT_KEEP,
+    SEARCHES,
+    check_sentences,
+    default_features_dir,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the verb."""
+    parser.add_argument("video", type=Path, help="any video file")
+    parser.add_argument("sentences", nargs="+", metavar="sentence", help="what to look for")
+    parser.add_argument("--top-k", type=_positive, default=5, help="moments per sentence (5)")
+    parser.add_argument("--json", action="store_true", help="one JSON object per sentence")
+    parser.add_argument("--view", type=Path, metavar="HTML", help="also write a page that shows it")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="run folder (the demo's)"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="found means a score of at least this (0.5)"
+    )
+    parser.add_argument(
+        "--search", choices=SEARCHES, default="planned", help="planned: coarse to fine (default)"
+    )
+    parser.add_argument(
+        "--keep",
+        type=float,
+        default=DEFAULT_KEEP,
+        help=f"share of the film that survives the coarse level ({DEFAULT_KEEP})",
+    )
+    parser.add_argument(
+        "--features-dir",
+        type=Path,
+        default=None,
+        help=f"where frame features are kept for the next call ({default_features_dir()})",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it. Returns the exit code."""
+    from revisionllm.data.video import probe
+    from revisionllm.grounder import Grounder
+    from revisionllm.grounding.windows import dense_windows
+
+    check_sentences(args.sentences)
+    probe(args.video)  # a bad file is told before the model is loaded
+    grounder = Grounder.from_checkpoint(args.checkpoint, device=args.device)
+    grounder.clip.encode_texts(args.sentences)  # and so is a sentence that is too long
+    film = grounder.open_film(args.video, features_dir=args.features_dir)
+    predictions = grounder.ground(
+        film,
+        args.sentences,
+        search=args.search,
+        keep=args.keep,
+        threshold=args.threshold,
+        top_k=args.top_k,
+    )
+    config = grounder.model.config
+    num_windows = len(
+        dense_windows(film.duration_s, window_s=config.window_s, stride_s=config.stride_s)
+    )
+    coarse = {"planned": "cosine over segments, then dense windows", "exhaustive": "dense windows"}
+    print(f"search: {coarse[args.search]} ({num_windows} in all)", file=sys.stderr)
+    for prediction in predictions:
+        print(json.dumps(prediction.to_json()) if args.json else as_text(prediction, num_windows))
+    if args.view:
+        from revisionllm.viewer.page import write_view
+
+        write_view(
+            args.view,
+            video_path=film.video_path,
+            duration_s=film.duration_s,
+            predictions=predictions,
+            num_windows=num_windows,
+        )
+        print(f"wrote {args.view}", file=sys.stderr)
+    return 0
+
+
+def as_text(prediction, num_windows: int) -> str:
+    """A prediction as a few lines for people."""
+    visited = f"{prediction.cost.dense_windows} of {num_windows} windows"
+    lines = [f"{prediction.query}"]
+    if not prediction.found:
+        best = prediction.moments[0].score if prediction.moments else 0.0
+        lines.append(f"  not present (best candidate scores {best:.2f}; {visited})")
+        return "\n".join(lines)
+    for rank, moment in enumerate(prediction.moments, 1):
+        span = f"{clock(moment.start_s)} - {clock(moment.end_s)}"
+        lines.append(f"  {rank}. {span}  score {moment.score:.2f}")
+    return "\n".join([*lines[:1], *lines[1:], f"  ({visited})"])
+
+
+def clock(time_s: float) -> str:
+    """Seconds as h:mm:ss.s."""
+    tenths = round(time_s * 10)
+    return f"{tenths // 36000}:{tenths // 600 % 60:02d}:{tenths % 600 / 10:04.1f}"

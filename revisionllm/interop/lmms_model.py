@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,49 +11,53 @@ from revisionllm.errors import UserError
 from revisionllm.eval.predictions import Prediction
 from revisionllm.interop.lmms_answers import query_of_prompt, sentence_of
 
-Grounder = Callable[[str, str], Prediction]  # (video path, query) -> prediction
+PASSED_BY_LMMS_EVAL = {"max_batch_size"}  # beside batch_size and device
+Ground = Callable[[str, Sequence[str]], Sequence[Prediction]]  # video path, queries -> answers
 
 
 class ReVisionLLM(lmms):
     """Answers temporal grounding questions by searching the whole video file.
 
     Args:
-        run: run folder or released checkpoint, as in `revisionllm find --run`.
+        checkpoint: run folder, as in `revisionllm find --checkpoint`; empty: the demo's.
         device: auto, cpu or cuda.
         batch_size: accepted because lmms-eval passes it; the engine packs queries by itself.
-        ground: the search to use instead of the one `run` names.
+        ground: the search to use instead of the checkpoint's.
     """
 
     is_simple = True
 
     def __init__(
         self,
-        run: str = "checkpoints/demo/dense",
-        device: str = "auto",
+        checkpoint: str = "",
+        device: str | None = "auto",
         batch_size: int | str = 1,
-        ground: Grounder | None = None,
+        ground: Ground | None = None,
+        **unused: Any,
     ) -> None:
         super().__init__()
+        if unused.keys() - PASSED_BY_LMMS_EVAL:
+            raise UserError(f"unknown --model_args: {', '.join(unused)}")
         self.batch_size = batch_size
-        if ground is None:
-            from revisionllm.find import open_grounder
-
-            ground = open_grounder(run, device=device)
-        self._ground = ground
+        self._ground = ground or open_ground(checkpoint, device or "auto")
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """One sentence per request, in the order of the requests."""
-        return [self._answer(request) for request in requests]
+        """One sentence per request, in their order; the queries on one video are asked together."""
+        asked = [self._video_and_query(request) for request in requests]
+        sentences = [""] * len(asked)
+        for path in dict.fromkeys(path for path, _ in asked):
+            rows = [row for row, (other, _) in enumerate(asked) if other == path]
+            answers = self._ground(path, [asked[row][1] for row in rows])
+            for row, prediction in zip(rows, answers, strict=True):
+                sentences[row] = sentence_of(prediction)
+        return sentences
 
-    def _answer(self, request: Any) -> str:
+    def _video_and_query(self, request: Any) -> tuple[str, str]:
         prompt, _, doc_to_visual, doc_id, task, split = request.args
         visuals = doc_to_visual(self.task_dict[task][split][doc_id])
         if len(visuals) != 1 or not isinstance(visuals[0], str):
             raise UserError(f"task {task}, document {doc_id}: expected the path of one video")
-        prediction = self._ground(visuals[0], query_of_prompt(prompt))
-        if prediction.status == "failed":
-            print(f"{task} document {doc_id}: {prediction.reason}", file=sys.stderr)
-        return sentence_of(prediction)
+        return visuals[0], query_of_prompt(prompt)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Not a grounding task. Raises NotImplementedError."""
@@ -63,3 +66,11 @@ class ReVisionLLM(lmms):
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         """Not a grounding task. Raises NotImplementedError."""
         raise NotImplementedError("ReVisionLLM answers each question on its own")
+
+
+def open_ground(checkpoint: str, device: str) -> Ground:
+    """The search of a checkpoint: opens a video (features are kept between calls), then asks."""
+    from revisionllm.grounder import DEFAULT_CHECKPOINT, Grounder
+
+    grounder = Grounder.from_checkpoint(checkpoint or DEFAULT_CHECKPOINT, device=device)
+    return lambda path, queries: grounder.ground(grounder.open_film(path), list(queries))

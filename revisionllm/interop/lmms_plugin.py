@@ -1,7 +1,7 @@
 """lmms-eval plugin: ReVisionLLM as a model of its tasks (entry point group `lmms_eval.models`).
 
     pip install lmms-eval
-    lmms-eval --model revisionllm --model_args run=RUN --tasks extremewhenbench,timelens
+    lmms-eval --model revisionllm --model_args checkpoint=RUN --tasks extremewhenbench,timelens
 
 The adapter takes the video's path and the question, runs our own search over the whole film, and
 answers in the sentence that the tasks parse. Importing this module needs no lmms-eval.

@@ -95,9 +95,9 @@ def test_a_request_runs_through_the_model_class_and_the_tasks_scoring(tasks):
 
     asked = []
 
-    def ground(path: str, query: str) -> Prediction:
-        asked.append((path, query))
-        return prediction((100.0, 110.0))
+    def ground(path: str, queries: list[str]) -> list[Prediction]:
+        asked.append((path, queries))
+        return [prediction((100.0, 110.0)) for _ in queries]
 
     doc = {"qid": "1", "video_id": "v", "source_corpus": "MLVU", "question": QUERIES[0]}
     doc |= {"correct_interval": [100.0, 120.0], "video_duration_s": 5000.0}
@@ -106,8 +106,10 @@ def test_a_request_runs_through_the_model_class_and_the_tasks_scoring(tasks):
     prompt = tasks.ewb.ewb_doc_to_text(doc)
     metadata = {"task": "extremewhenbench", "doc_id": 0, "repeats": 1}
     arguments = (prompt, {}, lambda _: ["film.mp4"], 0, "extremewhenbench", "test")
-    answers = model.generate_until([Instance("generate_until", arguments, 0, metadata)])
-    assert asked == [("film.mp4", QUERIES[0])]
+    requests = [Instance("generate_until", arguments, index, metadata) for index in range(2)]
+    answers = model.generate_until(requests)
+    assert asked == [("film.mp4", [QUERIES[0], QUERIES[0]])]
+    assert len(answers) == 2
     assert tasks.ewb.ewb_process_results(doc, answers)["ewb_mIoU"]["iou"] == 0.5
 
 

@@ -128,6 +128,17 @@ def meta_llm(base: str, *, revision: str | None = None) -> LlamaForCausalLM:
         return LlamaForCausalLM(llm_config(base, revision=revision))
 
 
+def cast_llm(llm: LlamaForCausalLM, dtype: torch.dtype) -> None:
+    """Cast the weights (in place); the RoPE frequencies, a buffer, stay or become float32 again.
+
+    `llm.to(dtype)` alone, or DeepSpeed, would round the frequencies too: positions of a few hundred
+    are then off by a radian, and logits by three times as much as from rounded weights alone.
+    """
+    llm.to(dtype)
+    rotary = type(llm.model.rotary_emb)
+    llm.model.rotary_emb = rotary(config=llm.config).to(llm.device)
+
+
 def load_tokenizer(base: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The base's tokenizer, with a padding token (unk, else eos) and right padding.
 

@@ -22,6 +22,7 @@ from torch import nn
 from revisionllm.errors import UserError
 from revisionllm.model.base import (
     DTYPES,
+    cast_llm,
     choose_attention,
     choose_device,
     choose_dtype,
@@ -69,8 +70,7 @@ def load_model(
         dtype: auto, float32, bfloat16, float16.
         attention: auto, sdpa, eager, flash_attention_2.
         lora_mode: `merge` all LoRAs into the base; or keep the last one apart, `frozen` or to
-        `train`
-            (the ones before it are merged).
+            `train` (the ones before it are merged).
         **overrides: fields of `RunConfig`. `adapter` with no `adapter_file` makes a new one (its
             `hidden_size` is that of the base); `adapter_file` alone (a file, or another run's or
             checkpoint's folder) takes that adapter, its kind and dimensions included. Published
@@ -98,7 +98,7 @@ def load_model(
     )
     for folder in merged:
         llm = merge_lora(load_lora(llm, folder))
-    llm.requires_grad_(False).to(dtype=chosen_dtype)
+    cast_llm(llm.requires_grad_(False), chosen_dtype)
 
     adapter = _load_adapter(config, weights, llm.config.hidden_size).to(chosen_dtype)
     model = GroundingModel(llm, adapter, tokenizer, config)

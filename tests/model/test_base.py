@@ -97,6 +97,16 @@ def test_old_rotary_tables_are_ignored_and_computed_in_float32():
     torch.testing.assert_close(rotary.inv_freq, wanted, atol=1e-7, rtol=1e-6)
 
 
+def test_casting_keeps_the_rotary_tables_in_float32():
+    llm = load(BASE)
+    wanted = llm.model.rotary_emb.inv_freq.clone()
+    llm.bfloat16()  # what DeepSpeed does to a model
+    assert not torch.equal(llm.model.rotary_emb.inv_freq.float(), wanted)
+    base.cast_llm(llm, torch.bfloat16)
+    assert torch.equal(llm.model.rotary_emb.inv_freq, wanted)
+    assert {p.dtype for p in llm.parameters()} == {torch.bfloat16}
+
+
 def test_sampling_settings_of_the_file_play_no_part():
     settings = load(BASE).generation_config  # the file says temperature 0.9, top_p 0.6
     assert not settings.do_sample and settings.temperature in (None, 1.0)

@@ -104,9 +104,7 @@ def test_half_precision_logits_of_the_answer_stay_within_a_tenth(half):
     error = (logits - expected["train_logits"]).abs()
     answers = (expected["train_labels"] != -100).roll(-1, dims=1)  # the positions that predict them
 
-    # their standard deviation is 1.6; rounding the weights to bfloat16 alone moves a few by more
-    allowed_share = 0.001 if dtype == "bfloat16" else 0.0
-    assert (error[answers] > 0.1).float().mean() <= allowed_share
+    assert error[answers].max() < (0.1 if dtype == "bfloat16" else 0.01)  # of a deviation of 1.6
     assert error[expected["train_attention_mask"]].square().mean().sqrt() < 0.02
 
 

@@ -1,4 +1,4 @@
-"""The plain way: one query, one window, one forward pass over the whole sequence per token.
+"""The plain way: one question, one forward pass over the whole sequence per token.
 
 Slow on purpose; tests and benchmarks hold the engine against it.
 """
@@ -25,14 +25,42 @@ def answer_one(
     Returns:
         text, token ids (end token included), presence, mean entropy of the open tokens (nats).
     """
+    frames = torch.from_numpy(np.asarray(features, np.float32))[None].to(model.device)
+    return _answer(model, grammar, model.embed_frames(frames), sentence)
+
+
+@torch.inference_mode()
+def answer_segments(
+    model: GroundingModel,
+    grammar: AnswerGrammar,
+    features: np.ndarray,
+    words: np.ndarray,
+    sentence: str,
+    *,
+    repeat: int = 1,
+) -> tuple[str, list[int], float, float]:
+    """The same about segments: features [S, F, D], words [L, D], each segment shown `repeat` times.
+
+    The adapter runs over every shown position.
+    """
+    shown = np.repeat(np.asarray(features, np.float32), repeat, axis=0)
+    text = torch.from_numpy(np.asarray(words, np.float32))[None].to(model.device)
+    tokens = model.embed_frames(
+        torch.from_numpy(shown)[None].to(model.device), text, output="segment"
+    )
+    return _answer(model, grammar, tokens, sentence)
+
+
+def _answer(model, grammar: AnswerGrammar, visual_1NH: torch.Tensor, sentence: str):
     before, after = model.prompt_pieces(model.question(sentence))
     embed = model.llm.get_input_embeddings()
-    visual = model.embed_frames(torch.from_numpy(np.asarray(features, np.float32))[None])
-    state, tokens, entropies, presence = grammar.start, [], [], 0.0
+    state, tokens, entropies, presence = grammar.start, [], [], 1.0
     while not grammar.is_final(state):
-        ids = torch.tensor([after + tokens])
-        embeds = torch.cat([embed(torch.tensor([before])), visual, embed(ids)], 1)
-        logits = model.llm(inputs_embeds=embeds, use_cache=False).logits[0, -1].float().numpy()
+        front = embed(torch.tensor([before], device=model.device))
+        back = embed(torch.tensor([after + tokens], device=model.device))
+        embeds = torch.cat([front, visual_1NH.to(front), back], 1)
+        logits = model.llm(inputs_embeds=embeds, use_cache=False).logits[0, -1].float().cpu()
+        logits = logits.numpy()
         allowed = grammar.allowed(state)
         if len(allowed) > 1:
             entropies.append(float(scores.token_entropy(logits, allowed)))

@@ -152,3 +152,83 @@ def test_the_model_is_left_as_it_was(model):
     DenseEngine(model).answer(ask_all(1, windows(1)), sentences(1), features_of)
     assert model.llm.config._attn_implementation == implementation
     assert torch.equal(model.llm(input_ids=ids).logits, before)
+
+
+def test_prefixes_are_kept_for_the_same_film(model):
+    texts, film = sentences(8), windows(4)
+    questions = ask_all(8, film)
+    engine = DenseEngine(model, explore=1.0)
+    answers = []
+    for query in range(8):  # one query per call, as a viewer asks them
+        mine = [q for q in questions if q.query == query]
+        answers += engine.answer(mine, texts, features_of, film="film")
+    check(model, engine, questions, texts, answers)
+    assert engine.cost.prefixes == 4
+    engine.answer(questions, texts, features_of, film="another")
+    assert engine.cost.prefixes == 8
+    small = DenseEngine(model, budget_mb=1)
+    for _ in range(2):
+        small.answer(ask_all(1, windows(40)), texts, features_of, film="film")
+    assert 40 < small.cost.prefixes < 80, "a small budget keeps only a few"
+
+
+def every_answer(model, grammar, features, sentence):
+    """Probability of every complete answer, token by token, the naive way."""
+    from revisionllm.grounding.scores import log_softmax
+
+    before, after = model.prompt_pieces(model.question(sentence))
+    embed = model.llm.get_input_embeddings()
+    visual = model.embed_frames(torch.from_numpy(features)[None])
+
+    @torch.inference_mode()
+    def log_probs(tokens, state):
+        ids = torch.tensor([after + tokens])
+        embeds = torch.cat([embed(torch.tensor([before])), visual, embed(ids)], 1)
+        logits = model.llm(inputs_embeds=embeds).logits[0, -1].numpy()
+        return log_softmax(logits, grammar.allowed(state))
+
+    found, waiting = {}, [(grammar.start, [], 0.0)]
+    while waiting:
+        state, tokens, total = waiting.pop()
+        if grammar.is_final(state):
+            found[grammar.text(state)] = total
+            continue
+        allowed = grammar.allowed(state).tolist()
+        steps = [0.0] if len(allowed) == 1 else log_probs(tokens, state)
+        for token, step in zip(allowed, steps, strict=True):
+            if state != grammar.decision or token != grammar.absent_token:
+                waiting.append((grammar.advance(state, token), [*tokens, token], total + step))
+    return found
+
+
+def test_candidates_are_the_most_probable_spans():
+    model = tiny_run(2, frames=12)
+    texts, film = sentences(3), windows(2)
+    questions = ask_all(3, film)
+
+    def features(window):
+        return features_of(window, 12)
+
+    engine = DenseEngine(model, explore=0.0, num_candidates=4)
+    plain = DenseEngine(model, explore=0.0).answer(questions, texts, features)
+    answers = engine.answer(questions, texts, features)
+    for question, answer, before in zip(questions, answers, plain, strict=True):
+        assert (answer.answer, answer.entropy) == (before.answer, pytest.approx(before.entropy))
+        found = every_answer(
+            model, span_grammar(model), features(question.window), texts[question.query]
+        )
+        assert len(found) == 12 * 13 // 2
+        log_probs = {seconds_of(answer, text): p for text, p in found.items()}
+        best = sorted(log_probs, key=lambda seconds: -log_probs[seconds])[:4]
+        listed = [(s.start_s, s.end_s) for s in answer.spans]
+        own = (before.spans[0].start_s, before.spans[0].end_s)
+        assert listed == [own] + [seconds for seconds in best if seconds != own]
+        base = log_probs[own] if own in best else log_probs[best[0]]
+        weights = [1.0] + [min(1.0, np.exp(log_probs[s] - base)) for s in listed[1:]]
+        assert [s.score for s in answer.spans] == pytest.approx(weights, abs=1e-4)
+
+
+def seconds_of(answer, text):
+    return labels_to_span(
+        *parse_answer(text), answer.start_s, window_s=WINDOW_S, frames_per_window=12
+    )

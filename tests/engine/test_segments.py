@@ -1,0 +1,123 @@
+"""The segment engine against the plain reference, one question at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from model_assets import BASE
+from tiny_runs import WINDOW_S, D, features_of, sentences, tiny_llm, windows
+
+from revisionllm.engine.reference import answer_segments
+from revisionllm.engine.segments import SegmentEngine, answer_spans, segment_grammar
+from revisionllm.grounding.answers import NOT_PRESENT, Span
+from revisionllm.grounding.levels import Question
+from revisionllm.model.base import load_tokenizer
+from revisionllm.model.config import AdapterConfig, RunConfig
+from revisionllm.model.llama import GroundingModel, build_adapter
+
+FRAMES = 6
+TOLERANCE = 1e-4
+
+
+def long_run(seed=0, **changes) -> GroundingModel:
+    """A random run with a small clip adapter."""
+    llm = tiny_llm(seed, hidden_size=64, intermediate_size=96)
+    options = {"num_heads": 2, "ffn_dim": 24}
+    adapter = AdapterConfig("clip", D, 64, "segment", options)
+    torch.manual_seed(seed + 2)
+    module = build_adapter(adapter).eval()
+    torch.nn.init.normal_(module.mm_projector.weight, std=1.0)
+    settings = {"stage": "long", "question": "video"} | changes
+    config = RunConfig(adapter=adapter, frames_per_window=FRAMES, window_s=WINDOW_S, **settings)
+    return GroundingModel(llm, module, load_tokenizer(str(BASE)), config)
+
+
+def frames_of(window):
+    return features_of(window, FRAMES)
+
+
+def words_of(count):
+    rng = np.random.default_rng(11)
+    return [rng.standard_normal((rng.integers(1, 6), D)).astype(np.float32) for _ in range(count)]
+
+
+def check(model, questions, texts, words, answers):
+    for question, answer in zip(questions, answers, strict=True):
+        grammar = segment_grammar(model, question.num_positions)
+        text, tokens, presence, entropy = answer_segments(
+            model,
+            grammar,
+            np.stack([frames_of(w) for w in question.windows]),
+            words[question.query],
+            texts[question.query],
+            repeat=question.repeat,
+        )
+        assert answer.answer == text
+        assert answer.presence == pytest.approx(presence, abs=TOLERANCE)
+        assert answer.entropy == pytest.approx(entropy, abs=TOLERANCE)
+        span = grammar.span(grammar.run(tokens))
+        assert list(answer.spans) == answer_spans(question, text, span, model.config)
+
+
+def zoomed_questions(num_queries, film):
+    """All segments by fours, and two of them shown twice in another order, for every query."""
+    asked = []
+    for query in range(num_queries):
+        asked += [Question(query, tuple(film[i : i + 4])) for i in range(0, len(film), 4)]
+        asked.append(Question(query, (film[5], film[1]), repeat=2))
+    return asked
+
+
+@pytest.mark.parametrize("budget_mb", [1, None])
+def test_long_answers_equal_the_reference(budget_mb):
+    model = long_run()
+    texts, words, film = sentences(7), words_of(7), windows(10)
+    questions = zoomed_questions(7, film)
+    engine = SegmentEngine(model, budget_mb=budget_mb)
+    answers = engine.answer(questions, texts, words, frames_of)
+    check(model, questions, texts, words, answers)
+    assert {answer.answer == NOT_PRESENT for answer in answers} == {True, False}
+    assert engine.cost.segments == 7 * 10
+
+
+def test_a_second_level_encodes_nothing_again():
+    model = long_run()
+    texts, words, film = sentences(3), words_of(3), windows(8)
+    engine = SegmentEngine(model)
+    first = [Question(q, tuple(film)) for q in range(3)]
+    second = [Question(q, tuple(film[i : i + 2]), repeat=2) for q in range(3) for i in (0, 2, 4)]
+    answers = [engine.answer(qs, texts, words, frames_of, film="a") for qs in (first, second)]
+    assert engine.cost.segments == 3 * 8
+    check(model, first + second, texts, words, answers[0] + answers[1])
+    engine.answer(first, texts, words, frames_of, film="b")
+    assert engine.cost.segments == 2 * 3 * 8
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"stage": "sparse", "question": "yes_no"}, {"stage": "sparse", "question": "frames"}],
+)
+def test_sparse_answers_equal_the_reference(changes):
+    model = long_run(3, **changes)
+    texts, words, film = sentences(5), words_of(5), windows(4)
+    questions = [Question(q, (w,)) for q in range(5) for w in film]
+    answers = SegmentEngine(model).answer(questions, texts, words, frames_of)
+    check(model, questions, texts, words, answers)
+    assert len({answer.answer for answer in answers}) > 1
+
+
+def test_what_answers_mean_in_seconds():
+    film = windows(4)
+    shown = Question(0, (film[2], film[0], film[1]), repeat=2)
+    config = RunConfig(stage="long", question="video")
+    spans = answer_spans(shown, "", Span(0, 1), config)
+    assert [(s.start_s, s.end_s) for s in spans] == [(12.0, 24.0)]
+    exclusive = RunConfig(stage="long", question="video", answer_end="exclusive")
+    assert answer_spans(shown, "", Span(0, 2), exclusive) == spans
+    last = answer_spans(shown, "", Span(6, 6), exclusive)
+    assert [(s.start_s, s.end_s) for s in last] == [(6.0, 18.0)]
+    yes_no = RunConfig(stage="sparse", question="yes_no")
+    one = Question(0, (film[3],))
+    assert [(s.start_s, s.end_s) for s in answer_spans(one, "yes", None, yes_no)] == [(18.0, 30.0)]
+    assert answer_spans(one, "no", None, yes_no) == []

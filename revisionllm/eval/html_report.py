@@ -184,7 +184,8 @@ def _lines(scored: Scored) -> str:
 
 def _chosen(scored: Scored, count: int) -> list[tuple[str, list[int]]]:
     best, worst = comparison.best_and_worst(scored, count)
-    return [("best queries", best), ("worst queries", worst)]
+    chosen = [("best queries", best), ("worst queries", worst)]
+    return [(title, rows) for title, rows in chosen if rows]
 
 
 def _examples(runs: Mapping[str, Scored], count: int) -> list[str]:

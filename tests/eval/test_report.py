@@ -20,12 +20,10 @@ NASTY = '<b>"$x_{" & done'
 
 @pytest.fixture
 def runs(tmp_path):
-    first = write(
-        tmp_path / "first.jsonl", make("1", [(10, 20), (50, 60)]), make("2", [(500, 510)])
-    )
+    worse = [make("1", [(10, 20), (50, 60)]), make("2", [(500, 510)])]
     better = [make("1", [(11, 20)]), make("2", [(10, 20)])]
-    better[1].query = NASTY
-    return first, write(tmp_path / "second.jsonl", *better)
+    worse[1].query = better[1].query = NASTY
+    return write(tmp_path / "first.jsonl", *worse), write(tmp_path / "second.jsonl", *better)
 
 
 class Tags(HTMLParser):

@@ -1,0 +1,285 @@
+"""Arguments of training: one dataclass, every field with its meaning and unit.
+
+Fields that are None take the value of the stage's row in `stages.py`. `resolve` fills them in and
+reports everything that is contradictory or missing in one message, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from revisionllm.errors import UserError
+from revisionllm.train.stages import DATASETS, STAGES, Stage, find_stage
+
+LORA_INITS = ("new", "continue", "merge_then_new")
+NO_DEEPSPEED = "none"
+# input -> what makes it
+MADE_BY = {
+    "data_path": "data/README.md names the converter",
+    "features": "data/README.md says what makes it",
+    "text_features": "made by mad_clip_text_extractor.py or chapters_clip_text_extractor.py",
+    "base": "checkpoints/README.md says where to get it",
+    "init_projector": "checkpoints/README.md says where to get it",
+    "init_lora": "the stage before writes it; checkpoints/README.md",
+    "init_adapter": "the sparse stage writes it; checkpoints/README.md",
+    "deepspeed": "scripts/zero2.json, zero3.json and zero3_offload.json come with the repository",
+}
+
+
+def _arg(default: Any, help_text: str, group: str, kind: type | None = None, **extra: Any) -> Any:
+    """A field with its help, group and type (that of the default if not given)."""
+    metadata = {"help": help_text, "group": group, "type": kind or type(default), **extra}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class TrainArguments:
+    """What one run of one stage is made of. None: the value of the stage's row."""
+
+    dataset: str = _arg("mad", "which data's recipe", "stage", choices=DATASETS)
+    stage: str = _arg("dense", "which row of the curriculum", "stage", choices=STAGES)
+    output_dir: str | None = _arg(None, "run folder to write", "stage", str)
+
+    base: str | None = _arg(None, "LLM folder; by default that of --init_lora", "model", str)
+    init_projector: str | None = _arg(
+        None, "dense: linear projector to start from (run, folder or .bin)", "model", str
+    )
+    init_adapter: str | None = _arg(
+        None, "sparse, long: CLIP adapter to start from; sparse makes a new one", "model", str
+    )
+    init_lora: str | None = _arg(None, "run or LoRA folder to start from", "model", str)
+    lora_init: str | None = _arg(
+        None, "train the LoRA on, or a new one (on top of the old, merged)", "model", str
+    )
+    lora_rank: int = _arg(64, "rank of a new LoRA", "model")
+    lora_alpha: int = _arg(128, "its scale is alpha / rank", "model")
+    lora_dropout: float = _arg(0.05, "dropout in front of a new LoRA, 0..1", "model")
+    clip: str | None = _arg(None, "CLIP of the features, recorded in the run", "model", str)
+
+    data_path: list[str] | None = _arg(None, "annotation files", "data", str, nargs="+")
+    features: str | None = _arg(None, "frame features (HDF5, LMDB or .npy folder)", "data", str)
+    text_features: str | None = _arg(None, "query features (LMDB)", "data", str)
+    skip_bad: bool = _arg(False, "leave bad annotations out, one line each, and go on", "data")
+    window_s: float | None = _arg(None, "length of a window in seconds", "data", float)
+    frames_per_window: int | None = _arg(None, "frames the model sees of a window", "data", int)
+    feature_fps: float | None = _arg(None, "frame features per second", "data", float)
+    segment_stride_s: float | None = _arg(
+        None, "long: seconds between starts of segments (window_s / 5)", "data", float
+    )
+    num_segments: int = _arg(100, "long: segments in one prompt", "data")
+    segment_repeats: list[int] = _arg(
+        [1], "long: a row repeats its segments this often", "data", int, nargs="+"
+    )
+    min_duration_s: float = _arg(0.0, "shorter films are left out, seconds", "data")
+    double_rate_short: bool = _arg(
+        False, "films shorter than two windows: windows half as long", "data"
+    )
+    negatives_per_positive: int = _arg(1, "'Not Present' questions per event and epoch", "data")
+    sparse_target: str = _arg(
+        "yes_no", "sparse question: the paper's, or a span", "data", choices=("yes_no", "span")
+    )
+    time_mapping: str = _arg(
+        "centered", "frames to seconds", "data", choices=("centered", "released")
+    )
+    packed: bool = _arg(True, "dense: all questions of a window in one sequence", "data")
+    questions_per_window: int = _arg(32, "packed: most questions about one window", "data")
+    num_workers: int = _arg(4, "reading processes per device", "data")
+
+    epochs: float | None = _arg(None, "passes over the data", "optimisation", float)
+    max_steps: int = _arg(
+        0, "optimizer steps instead of --epochs (0: epochs count)", "optimisation"
+    )
+    global_batch_size: int | None = _arg(
+        None, "questions per optimizer step over all devices", "optimisation", int
+    )
+    per_device_batch_size: int | None = _arg(
+        None, "questions per device and forward pass; accumulation follows", "optimisation", int
+    )
+    learning_rate: float = _arg(1e-4, "peak; cosine to 0", "optimisation", float)
+    warmup_ratio: float = _arg(0.03, "part of the steps with rising rate, 0..1", "optimisation")
+    weight_decay: float = _arg(0.0, "AdamW's", "optimisation")
+    max_grad_norm: float = _arg(1.0, "gradients are clipped to this norm", "optimisation")
+    seed: int = _arg(0, "of samples, order, initial weights and dropout", "optimisation")
+
+    deepspeed: str = _arg(
+        "scripts/zero2.json", "DeepSpeed config, or none for plain data parallel", "machine"
+    )
+    device: str = _arg("auto", "GPU if there is one", "machine", choices=("auto", "cpu"))
+    dtype: str = _arg(
+        "auto",
+        "auto: bfloat16 on a GPU that has it, float32 on a CPU",
+        "machine",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    gradient_checkpointing: bool = _arg(True, "recompute activations to save memory", "machine")
+    save_steps: int = _arg(1000, "optimizer steps between checkpoints", "machine")
+    logging_steps: int = _arg(10, "optimizer steps between log lines", "machine")
+
+    @property
+    def row(self) -> Stage:
+        """The stage's row of the table."""
+        return find_stage(self.dataset, self.stage)
+
+    @property
+    def is_packed(self) -> bool:
+        """Several questions of a window in one sequence?"""
+        return self.packed and self.stage == "dense"
+
+    @property
+    def question(self) -> str:
+        """Wording, a key of `conversations.QUESTIONS`."""
+        words = {"dense": "frames", "long": "video", "sparse": "yes_no"}
+        return "frames" if self.sparse_target == "span" else words[self.stage]
+
+    def inputs(self) -> dict[str, list[str]]:
+        """Argument -> local paths it names that must be there before training."""
+        found = {"data_path": self.data_path, "features": [self.features]}
+        if self.row.needs_text:
+            found["text_features"] = [self.text_features]
+        for name in ("base", "init_projector", "init_lora", "init_adapter"):
+            if getattr(self, name) is not None:
+                found[name] = [getattr(self, name)]
+        if self.deepspeed != NO_DEEPSPEED:
+            found["deepspeed"] = [self.deepspeed]
+        return found
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line: one flag per field of `TrainArguments`; given flags only are set."""
+    parser = argparse.ArgumentParser(
+        prog="train",
+        description="Train one stage of the curriculum. Defaults depend on --dataset and --stage.",
+        argument_default=argparse.SUPPRESS,
+    )
+    groups: dict[str, Any] = {}
+    for item in fields(TrainArguments):
+        meta = item.metadata
+        group = groups.setdefault(meta["group"], None) or parser.add_argument_group(meta["group"])
+        groups[meta["group"]] = group
+        default = (
+            "" if item.default in (None, "") or item.name == "segment_repeats" else item.default
+        )
+        text = meta["help"] + (f" (default {default})" if default != "" else "")
+        if meta["type"] is bool:
+            action = argparse.BooleanOptionalAction
+            group.add_argument(f"--{item.name}", action=action, help=text)
+        else:
+            extra = {key: meta[key] for key in ("choices", "nargs") if key in meta}
+            if item.name == "lora_init":
+                extra["choices"] = LORA_INITS
+            group.add_argument(f"--{item.name}", type=meta["type"], help=text, **extra)
+    return parser
+
+
+def parse(argv: list[str] | None = None) -> TrainArguments:
+    """Command line to arguments, the stage's defaults filled in; nothing is checked yet.
+
+    An empty value (`--init_projector ""`) takes a default of the stage away.
+    """
+    given = {k: None if v == "" else v for k, v in vars(build_parser().parse_args(argv)).items()}
+    args = TrainArguments(**{k: given[k] for k in ("dataset", "stage") if k in given})
+    args = replace(args, **(args.row.defaults | given))
+    if args.segment_stride_s is None:
+        args.segment_stride_s = args.window_s / 5
+    args.output_dir = args.output_dir.format(num_segments=args.num_segments)
+    return args
+
+
+def accumulation(args: TrainArguments, world_size: int) -> int:
+    """Micro-batches per optimizer step.
+
+    Raises:
+        UserError: the global batch size is not a multiple of devices x batch per device.
+    """
+    per_pass = args.per_device_batch_size * world_size
+    if args.global_batch_size % per_pass:
+        raise UserError(
+            f"--global_batch_size {args.global_batch_size} is no multiple of {world_size} devices x"
+            f" --per_device_batch_size {args.per_device_batch_size} = {per_pass} questions; change"
+            " one of them"
+        )
+    return args.global_batch_size // per_pass
+
+
+def check(args: TrainArguments, world_size: int = 1) -> None:
+    """Refuse what cannot work.
+
+    Raises:
+        UserError: every contradiction and every missing file, in one message.
+    """
+    problems = _contradictions(args) + _bad_numbers(args) + _missing(args)
+    if min(args.per_device_batch_size, args.global_batch_size) > 0:
+        try:
+            accumulation(args, world_size)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(f"{args.dataset} {args.stage}: " + "; ".join(problems))
+
+
+def _contradictions(args: TrainArguments) -> list[str]:
+    dense, sparse = args.stage == "dense", args.stage == "sparse"
+    rules = {
+        "stage dense has a linear projector, not --init_adapter": dense and args.init_adapter,
+        "--init_projector is for stage dense": not dense and args.init_projector,
+        "stage long needs --init_adapter (the sparse stage's run)": args.stage == "long"
+        and not args.init_adapter,
+        "stage sparse keeps the LoRA as it is: no --lora_init": sparse and args.lora_init,
+        "stages sparse and long need --init_lora (a dense run)": not dense and not args.init_lora,
+        "--lora_init continue and merge_then_new need --init_lora": not args.init_lora
+        and args.lora_init in ("continue", "merge_then_new"),
+        "without --init_lora, --base and --init_projector are needed": not args.init_lora
+        and not (args.base and args.init_projector),
+        "--sparse_target span is for stage sparse": args.sparse_target == "span" and not sparse,
+        "--segment_repeats is for stage long": args.segment_repeats != [1] and args.stage != "long",
+        "float16 needs a GPU": args.dtype == "float16" and args.device == "cpu",
+    }
+    return [text for text, broken in rules.items() if broken]
+
+
+def _bad_numbers(args: TrainArguments) -> list[str]:
+    positive = (
+        *("window_s", "frames_per_window", "feature_fps", "segment_stride_s", "num_segments"),
+        *("global_batch_size", "per_device_batch_size", "learning_rate", "lora_rank", "lora_alpha"),
+        *("questions_per_window", "save_steps", "logging_steps", "max_grad_norm"),
+    )
+    found = [
+        f"--{n} must be above 0, is {getattr(args, n)}" for n in positive if getattr(args, n) <= 0
+    ]
+    for name in ("max_steps", "num_workers", "negatives_per_positive", "min_duration_s"):
+        if getattr(args, name) < 0:
+            found.append(f"--{name} must be 0 or more, is {getattr(args, name)}")
+    for name in ("lora_dropout", "warmup_ratio"):
+        if not 0 <= getattr(args, name) < 1:
+            found.append(f"--{name} must be in 0..1, is {getattr(args, name)}")
+    if args.max_steps == 0 and args.epochs <= 0:
+        found.append(f"--epochs must be above 0, is {args.epochs}")
+    if args.stage == "long" and args.segment_stride_s > args.window_s:
+        found.append(
+            f"--segment_stride_s {args.segment_stride_s:g} leaves gaps between segments of"
+            f" --window_s {args.window_s:g}"
+        )
+    if args.frames_per_window > args.window_s * args.feature_fps:
+        found.append(
+            f"--frames_per_window {args.frames_per_window} of {args.window_s * args.feature_fps:g}"
+            f" features (--window_s {args.window_s:g} x --feature_fps {args.feature_fps:g})"
+        )
+    if any(not 1 <= repeat <= args.num_segments for repeat in args.segment_repeats):
+        found.append(f"--segment_repeats {args.segment_repeats} outside 1..{args.num_segments}")
+    return found
+
+
+def _missing(args: TrainArguments) -> list[str]:
+    found = []
+    for name, paths in args.inputs().items():
+        for path in paths:
+            hub_id = name == "base" and not path.startswith((".", "/", "checkpoints"))
+            there = Path(path).exists() or Path(f"{path}.h5").exists() or hub_id
+            if not there:
+                found.append(f"--{name} {path} is not there ({MADE_BY[name]})")
+    return found

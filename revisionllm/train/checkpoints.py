@@ -1,0 +1,79 @@
+"""Checkpoints of a run: which is the newest complete one, and how one becomes complete.
+
+A checkpoint is a folder `checkpoint-<step>`; its manifest, written last, names every file with its
+size. A folder without it, or whose files differ from it, is what a kill left: it is skipped with a
+line and stays where it is. On several machines the run folder must be shared.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "complete.json"
+FOLDER = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint: its folder, optimizer step and what was noted with it."""
+
+    folder: Path
+    step: int
+    facts: dict[str, Any]
+
+
+def complete(folder: Path, **facts: Any) -> None:
+    """Declare a checkpoint complete: call it once every process has written its part."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    temporary = folder / f"{MANIFEST}.tmp"
+    temporary.write_text(json.dumps({"facts": facts, "files": sizes}, indent=1) + "\n")
+    os.replace(temporary, folder / MANIFEST)
+
+
+def problem(folder: Path) -> str | None:
+    """Why a checkpoint cannot be used; None if it is complete."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"no {MANIFEST}: saving was interrupted"
+    except ValueError:
+        return f"{MANIFEST} cannot be read"
+    for name, size in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+    return None
+
+
+def newest_complete(run: Path) -> Checkpoint | None:
+    """The newest complete checkpoint of a run folder; the incomplete ones after it are logged."""
+    found = [
+        (int(m[1]), path) for path in run.glob("checkpoint-*") if (m := FOLDER.fullmatch(path.name))
+    ]
+    for step, folder in sorted(found, reverse=True):
+        trouble = problem(folder)
+        if trouble is None:
+            facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["facts"]
+            return Checkpoint(folder, step, facts)
+        log.warning("skipped %s, left in place: %s", folder, trouble)
+    return None
+
+
+def set_aside(folder: Path) -> None:
+    """Rename what stands where a checkpoint is to be written: nothing is deleted."""
+    if not folder.exists():
+        return
+    number = next(n for n in range(1, 1000) if not Path(f"{folder}.incomplete-{n}").exists())
+    os.replace(folder, f"{folder}.incomplete-{number}")
+    log.warning("renamed %s to %s.incomplete-%d", folder, folder.name, number)

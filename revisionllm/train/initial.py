@@ -1,0 +1,126 @@
+"""The model a stage starts with: base, adapter and LoRA as its arguments say, the right parts frozen."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from revisionllm.model.base import DTYPES, choose_attention, choose_device, choose_dtype
+from revisionllm.model.config import AdapterConfig
+from revisionllm.model.llama import GroundingModel
+from revisionllm.model.loading import describe, load_model
+from revisionllm.model.lora import new_lora
+from revisionllm.train.arguments import TrainArguments
+
+NORM = "alternate_layer_norm"
+
+
+def training_dtype(args: TrainArguments) -> str:
+    """Name of the dtype the frozen weights have; trained weights are float32 where they are kept."""
+    chosen = choose_dtype(args.dtype, choose_device(args.device))
+    return next(name for name, dtype in DTYPES.items() if dtype == chosen)
+
+
+def initial_model(args: TrainArguments, *, dtype: str, offload: bool = False) -> GroundingModel:
+    """Load what the stage starts from, add what is new, freeze what it does not train.
+
+    Args:
+        args: resolved and checked.
+        dtype: of the frozen weights.
+        offload: leave the model in main memory; DeepSpeed moves it piece by piece.
+    """
+    source = args.init_lora or args.base
+    settings = _config_settings(args) | _adapter_settings(args, source)
+    if args.lora_init == "new" or not args.init_lora:
+        settings["lora"] = []
+    modes = {"continue": "train", "merge_then_new": "merge", "new": "merge", None: "frozen"}
+    device = _device(args, offload)
+    # a block mask needs an attention that takes masks
+    attention = "sdpa" if args.is_packed else choose_attention("auto", device, DTYPES[dtype])
+    model = load_model(
+        source,
+        device=str(device),
+        dtype=dtype,
+        attention=attention,
+        lora_mode=modes[args.lora_init],
+        **settings,
+    )
+    if args.row.trains == "lora" and model.lora is None:
+        made = new_lora(
+            model.llm, rank=args.lora_rank, alpha=args.lora_alpha, dropout=args.lora_dropout
+        )
+        model.attach_lora(made)
+    if args.row.trains_output_norm:
+        _add_output_norm(model)
+    _freeze(model, args)
+    model.config.parent = os.path.abspath(source)
+    return model
+
+
+def _device(args: TrainArguments, offload: bool) -> torch.device:
+    if offload or args.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def _config_settings(args: TrainArguments) -> dict[str, Any]:
+    """Fields of the run's config that the arguments decide."""
+    settings: dict[str, Any] = {
+        "stage": args.stage,
+        "question": args.question,
+        "answer_end": "inclusive",
+        "time_mapping": args.time_mapping,
+        "window_s": args.window_s,
+        "stride_s": args.window_s / 2,
+        "frames_per_window": args.frames_per_window,
+        "feature_fps": args.feature_fps,
+        "num_segments": args.num_segments,
+        "segment_stride_s": args.segment_stride_s,
+    }
+    for name in ("base", "clip"):
+        if getattr(args, name):
+            settings[name] = _absolute(getattr(args, name))
+    return settings
+
+
+def _absolute(path: str) -> str:
+    """Absolute if it is there; ids of a hub and names of open_clip stay as they are."""
+    return os.path.abspath(path) if os.path.exists(path) or path.startswith("checkpoints") else path
+
+
+def _adapter_settings(args: TrainArguments, source: str) -> dict[str, Any]:
+    """Which adapter: the source's own, another file's, or (sparse) a new CLIP adapter."""
+    given = args.init_adapter or args.init_projector
+    if given:
+        return {"adapter_file": os.path.abspath(given)}
+    if args.stage != "sparse":
+        return {}
+    # the released loader wants to know the base and a stage before it can describe a LoRA folder
+    extra = {"base": os.path.abspath(args.base)} if args.base else {}
+    width = describe(source, **extra)[0].adapter.feature_dim
+    return {"adapter": AdapterConfig(kind="clip", feature_dim=width, output="segment")}
+
+
+def _add_output_norm(model: GroundingModel) -> None:
+    """Alternating output: a layer norm on the tokens, new unless the adapter brought one."""
+    adapter, config = model.projector, model.config.adapter
+    if isinstance(adapter.alternate_layer_norm, nn.Identity):
+        like = next(adapter.parameters())
+        adapter.alternate_layer_norm = nn.LayerNorm(adapter.hidden_size).to(like)
+    model.config.adapter = replace(
+        config, output="alternate", options=config.options | {"output_norm": True}
+    )
+
+
+def _freeze(model: GroundingModel, args: TrainArguments) -> None:
+    """Leave trainable what the row says, in float32: small steps are lost in half precision."""
+    model.set_trainable(adapter=args.row.trains == "adapter", lora=args.row.trains == "lora")
+    if args.row.trains_output_norm:
+        model.projector.alternate_layer_norm.requires_grad_(True)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()

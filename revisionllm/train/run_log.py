@@ -1,0 +1,109 @@
+"""What a run tells: a line with ETA on stderr and in log.txt, metrics.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+log = logging.getLogger("revisionllm.train")
+
+METRICS = "metrics.jsonl"
+
+
+def set_up_logging(run: Path, *, is_main: bool) -> None:
+    """Log lines to stderr and `<run>/log.txt`; other processes than the main one only warn."""
+    root = logging.getLogger()
+    root.setLevel(logging.INFO if is_main else logging.WARNING)
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if is_main:
+        run.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(run / "log.txt", encoding="utf-8"))
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        root.addHandler(handler)
+    for name in ("DeepSpeed", "transformers", "accelerate", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def drop_metrics_after(run: Path, step: int) -> None:
+    """Forget what a killed run measured after the checkpoint it is resumed from."""
+    path = run / METRICS
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:  # torn by a kill; it can only be the last line
+            continue
+        if record["step"] <= step:
+            kept.append(line + "\n")
+    temporary = path.with_name(f"{METRICS}.tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class RunLog(TrainerCallback):
+    """Main process only: writes what the Trainer logs.
+
+    Args:
+        run: the run folder.
+        first_step: optimizer steps done before.
+        steps_per_epoch: to tell the epoch.
+        questions_per_step: to tell the speed.
+    """
+
+    def __init__(
+        self, run: Path, *, first_step: int, steps_per_epoch: int, questions_per_step: int
+    ) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        drop_metrics_after(run, first_step)
+        self.path = run / METRICS
+        self.board = SummaryWriter(run / "tensorboard", purge_step=first_step + 1)
+        self.steps_per_epoch = steps_per_epoch
+        self.questions_per_step = questions_per_step
+        self.last = (first_step, time.monotonic())
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        if "loss" not in logs:
+            return
+        step, now = state.global_step, time.monotonic()
+        step_s = (now - self.last[1]) / max(1, step - self.last[0])
+        self.last = (step, now)
+        record = {
+            "step": step,
+            "epoch": round(step / self.steps_per_epoch, 4),
+            "loss": logs["loss"],
+            "learning_rate": logs["learning_rate"],
+            "grad_norm": logs.get("grad_norm"),
+            "questions_per_s": round(self.questions_per_step / step_s, 3),
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in record.items():
+            if name != "step" and value is not None:
+                self.board.add_scalar(name, value, step)
+        self.board.flush()
+        log.info(
+            "step %d/%d epoch %.2f loss %.4f lr %.2e, %.1f questions/s, eta %s",
+            *(step, state.max_steps, record["epoch"], record["loss"], record["learning_rate"]),
+            *(record["questions_per_s"], _duration((state.max_steps - step) * step_s)),
+        )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.board.close()
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

@@ -1,0 +1,276 @@
+"""Train one stage of the curriculum; started by the launchers in scripts/mad and scripts/chapters.
+
+    sh scripts/mad/stage1_dense.sh
+    python revisionllm/train/train.py --dataset mad --stage dense            # one process
+    python revisionllm/train/train.py --help
+
+Several devices: `python -m torch.distributed.run --nproc_per_node 8 revisionllm/train/train.py ...`.
+The same command continues a run that was killed, from its newest complete checkpoint.
+Paper: https://arxiv.org/abs/2411.14901, section 3.3.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+if __package__ in (
+    None,
+    "",
+):  # started by path: put the repository, not this folder, on the import path
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from revisionllm.errors import UserError, run_entry_point
+from revisionllm.train.arguments import (
+    NO_DEEPSPEED,
+    TrainArguments,
+    accumulation,
+    check,
+    parse,
+)
+
+log = logging.getLogger("revisionllm.train")
+
+ARGS_NAME = "args.json"
+# may differ when a run is continued: they change nothing about what is learned
+FREE_ARGUMENTS = {
+    "num_workers",
+    "save_steps",
+    "logging_steps",
+    "output_dir",
+    "gradient_checkpointing",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Returns the exit code (2: bad arguments or data)."""
+    args = parse(argv)
+
+    def work() -> int:
+        check(args, world_size())
+        train(args)
+        return 0
+
+    return run_entry_point(work, "train")
+
+
+def world_size() -> int:
+    """Processes of this run, as the launcher says."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def rank() -> int:
+    """Number of this process."""
+    return int(os.environ.get("RANK", 0))
+
+
+def train(args: TrainArguments) -> None:
+    """Train, or continue, or find that there is nothing left to do; writes the run folder.
+
+    Raises:
+        UserError: data that cannot be used, or a run folder made with other arguments.
+    """
+    import torch
+
+    from revisionllm.train import checkpoints
+    from revisionllm.train.initial import initial_model, training_dtype
+    from revisionllm.train.losses import QuestionLosses
+    from revisionllm.train.run_log import RunLog, set_up_logging
+    from revisionllm.train.trainer import (
+        GroundingTrainer,
+        Resume,
+        WholeRun,
+        total_steps,
+        trainer_arguments,
+    )
+
+    run = Path(args.output_dir)
+    set_up_logging(run, is_main=rank() == 0)
+    if torch.cuda.is_available() and args.device != "cpu":
+        torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    dataset, sampler = training_data(args)
+    steps = total_steps(args, sampler)
+    checkpoint = checkpoints.newest_complete(run)
+    facts = {"total_steps": steps, "world_size": world_size(), "arguments": asdict(args)}
+    if checkpoint is not None:
+        check_same(checkpoint.facts, facts, run)
+    if is_finished(run, checkpoint, steps):
+        log.info("%s is trained already: %d steps; nothing to do", run, steps)
+        return
+    for line in dataset.report():
+        log.info(line)
+
+    torch.manual_seed(args.seed)  # new parts start alike on every process
+    dtype = training_dtype(args)
+    model = initial_model(args, dtype=dtype, offload=is_offloaded(args))
+    if args.gradient_checkpointing:
+        with warnings.catch_warnings():  # its coming name is not in all versions that we support
+            warnings.simplefilter("ignore", FutureWarning)
+            model.llm.gradient_checkpointing_enable({"use_reentrant": False})
+    describe_run(args, model, steps, sampler)
+    batches = WholeRun(sampler, steps)
+    batches.first_step = checkpoint.step if checkpoint else 0
+    trainer = GroundingTrainer(
+        QuestionLosses(model),
+        trainer_arguments(args, dtype=dtype, accumulation=sampler.batches_per_step, steps=steps),
+        batches=batches,
+        collate=collator(args, model.tokenizer),
+        num_workers=args.num_workers,
+        facts=facts,
+    )
+    trainer.add_callback(Resume(trainer, checkpoint))
+    if rank() == 0:
+        write_json(run / ARGS_NAME, facts)
+        trainer.add_callback(
+            RunLog(
+                run,
+                first_step=batches.first_step,
+                steps_per_epoch=sampler.steps_per_epoch,
+                questions_per_step=args.global_batch_size,
+            )
+        )
+    if checkpoint is not None:
+        log.info("continuing from %s", checkpoint.folder)
+    trainer.train()
+    save(trainer, run)
+
+
+def training_data(args: TrainArguments) -> tuple[Any, Any]:
+    """The stage's dataset and this process's batch sampler."""
+    from revisionllm.data.dataset import build_dataset
+    from revisionllm.data.sampler import QuestionBatchSampler
+    from revisionllm.data.samples import SampleSpec
+
+    spec = SampleSpec(
+        stage=args.stage,
+        question=args.question,
+        window_s=args.window_s,
+        frames_per_window=args.frames_per_window,
+        feature_fps=args.feature_fps,
+        adapter_output=args.row.adapter_output,
+        needs_text=args.row.needs_text,
+        time_mapping=args.time_mapping,
+        negatives_per_positive=args.negatives_per_positive,
+        questions_per_window=args.questions_per_window if args.is_packed else 1,
+        double_rate_short=args.double_rate_short,
+        min_duration_s=args.min_duration_s,
+        num_segments=args.num_segments,
+        segment_stride_s=args.segment_stride_s,
+        segment_repeats=tuple(args.segment_repeats),
+    )
+    dataset = build_dataset(
+        spec,
+        annotations=args.data_path,
+        features=args.features,
+        text_features=args.text_features,
+        seed=args.seed,
+        skip_bad=args.skip_bad,
+    )
+    sampler = QuestionBatchSampler(
+        dataset,
+        questions_per_batch=args.per_device_batch_size,
+        rank=rank(),
+        world_size=world_size(),
+        batches_per_step=accumulation(args, world_size()),
+    )
+    return dataset, sampler
+
+
+def collator(args: TrainArguments, tokenizer: Any) -> Any:
+    """Samples to batches, packed or one question per row."""
+    from revisionllm.data.collator import PackedCollator, PlainCollator
+
+    return PackedCollator(tokenizer) if args.is_packed else PlainCollator(tokenizer)
+
+
+def is_offloaded(args: TrainArguments) -> bool:
+    """Does the DeepSpeed config keep parameters in main memory?"""
+    if args.deepspeed == NO_DEEPSPEED:
+        return False
+    config = json.loads(Path(args.deepspeed).read_text(encoding="utf-8"))
+    return "offload_param" in config.get("zero_optimization", {})
+
+
+def check_same(old: dict[str, Any], new: dict[str, Any], run: Path) -> None:
+    """A run is continued with the arguments it was started with.
+
+    Raises:
+        UserError: lists what differs.
+    """
+    before, now = old["arguments"], json.loads(json.dumps(new["arguments"]))
+    differ = [
+        f"--{name} was {before.get(name)!r}, is {value!r}"
+        for name, value in now.items()
+        if name not in FREE_ARGUMENTS and before.get(name) != value
+    ]
+    differ += [
+        f"{name} was {old[name]}, is {new[name]}"
+        for name in ("world_size", "total_steps")
+        if old[name] != new[name]
+    ]
+    if differ:
+        raise UserError(
+            f"{run} was started with other arguments: {'; '.join(differ)}; give the old ones to"
+            " continue it, or another --output_dir"
+        )
+
+
+def is_finished(run: Path, checkpoint: Any, steps: int) -> bool:
+    """Was the run trained to its last step and written?"""
+    from revisionllm.model.config import is_run_folder
+
+    return checkpoint is not None and checkpoint.step >= steps and is_run_folder(run)
+
+
+def describe_run(args: TrainArguments, model: Any, steps: int, sampler: Any) -> None:
+    """What is trained and how much, before the first step."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters()) - trained
+    log.info("%s %s trains %s: %s", args.dataset, args.stage, args.row.trains, args.output_dir)
+    log.info("parameters: %.2f M trained, %.2f M frozen", trained / 1e6, frozen / 1e6)
+    log.info(
+        "%d steps of %d questions: %d processes x %d questions x %d accumulated%s",
+        *(steps, args.global_batch_size, world_size(), args.per_device_batch_size),
+        *(sampler.batches_per_step, ", packed by window" if args.is_packed else ""),
+    )
+
+
+def save(trainer: Any, run: Path) -> None:
+    """Write the run folder from the trained model, gathering what ZeRO-3 has spread."""
+    from contextlib import nullcontext
+
+    from revisionllm.model.loading import save_run
+
+    model, gathered = trainer.model.model, nullcontext()
+    if trainer.engine is not None and trainer.engine.zero_optimization_partition_weights():
+        import deepspeed
+
+        # the LLM's own weights are not written and stay where they are
+        kept = [
+            p for n, p in model.named_parameters() if ".lora_" in n or n.startswith("projector")
+        ]
+        gathered = deepspeed.zero.GatheredParameters(kept)
+    with gathered:
+        if rank() == 0:
+            save_run(model, run)
+            log.info("wrote %s", run)
+    trainer.accelerator.wait_for_everyone()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write atomically."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

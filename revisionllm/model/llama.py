@@ -74,9 +74,8 @@ class GroundingModel(nn.Module):
         self.tokenizer = tokenizer
         self.config = config
         self.merged_lora: list[str] = []
-        self._peft: tuple[
-            PeftModel, ...
-        ] = ()  # in a tuple, so that its parameters are not registered twice
+        # in a tuple, so that its parameters are not registered twice
+        self._peft: tuple[PeftModel, ...] = ()
 
     @property
     def lora(self) -> PeftModel | None:

@@ -41,7 +41,6 @@ from revisionllm.model.llama import GroundingModel, build_adapter
 from revisionllm.model.lora import load_lora, merge_lora, save_lora
 from revisionllm.model.released import (
     AdapterWeights,
-    adapter_config_for,
     adapter_file_in,
     is_released,
     read_adapter_weights,
@@ -133,7 +132,7 @@ def describe(source: str | Path, **overrides: Any) -> tuple[RunConfig, AdapterWe
     if weights is None:
         raise UserError(f"no adapter weights in {config.adapter_file}")
     if "adapter_file" in overrides and "adapter" not in overrides:
-        config.adapter = adapter_config_for(config.adapter_file, weights, config.stage)
+        config.adapter = weights.config(config.stage)
     return config, weights
 
 

@@ -58,7 +58,14 @@ class AdapterWeights:
     unused: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def config(self, stage: str) -> AdapterConfig:
-        """Adapter config with the widths found in the tensors."""
+        """The config of the run the weights come from; of a published file, what they tell."""
+        folder = Path(next(iter(self.origin.values()))[0]).parent
+        config = read_config(folder).adapter if is_run_folder(folder) else self._guess(stage)
+        if any(key.startswith(NORM) for key in self.tensors):
+            config.options = config.options | {"output_norm": True}
+        return config
+
+    def _guess(self, stage: str) -> AdapterConfig:
         name = "linear.weight" if self.kind == "linear" else "mm_projector.weight"
         if name not in self.tensors or self.tensors[name].dim() != 2:
             found = [*self.tensors[name].shape] if name in self.tensors else "missing"
@@ -73,7 +80,6 @@ class AdapterWeights:
             feature_dim=feature_dim,
             hidden_size=hidden_size,
             output="alternate" if has_norm and stage == "long" else output,
-            options={"output_norm": True} if has_norm else {},
         )
 
 
@@ -86,18 +92,8 @@ def adapter_file_in(path: str | Path) -> Path:
     return path
 
 
-def adapter_config_for(path: str | Path, weights: AdapterWeights, stage: str) -> AdapterConfig:
-    """Config of the adapter at `path`: its run's, or what the tensors of a published one tell."""
-    path = Path(path)
-    folder = path if path.is_dir() else path.parent
-    return read_config(folder).adapter if is_run_folder(folder) else weights.config(stage)
-
-
 def read_adapter_weights(paths: list[Path]) -> AdapterWeights | None:
-    """Read adapter tensors from released files, later files over earlier ones; None if they hold
-    none.
-
-    A run folder's adapter is taken as it is, whatever follows it.
+    """Read adapter tensors, those of later files over earlier ones; None if there are none.
 
     A CLIP adapter replaces a linear projector, whichever comes first: the released model sends
     frames through one of them only.
@@ -110,7 +106,8 @@ def read_adapter_weights(paths: list[Path]) -> AdapterWeights | None:
     for path in paths:
         tensors = read_tensors(path)
         if path.name == ADAPTER_NAME:
-            return own_adapter_weights(tensors, path)
+            _add_own(linear if "linear.weight" in tensors else clip, tensors, path)
+            continue
         for key, tensor in tensors.items():
             group, name = _split_key(key, path)
             origin = (str(path), key)
@@ -134,10 +131,10 @@ def read_adapter_weights(paths: list[Path]) -> AdapterWeights | None:
     return weights
 
 
-def own_adapter_weights(tensors: dict[str, Tensor], path: Path) -> AdapterWeights:
-    """Adapter tensors of a run folder of ours: names need no mapping."""
-    kind = "linear" if "linear.weight" in tensors else "clip"
-    return AdapterWeights(kind, tensors, {name: (str(path), name) for name in tensors})
+def _add_own(weights: AdapterWeights, tensors: dict[str, Tensor], path: Path) -> None:
+    """Tensors of a run folder of ours: names need no mapping."""
+    weights.tensors.update(tensors)
+    weights.origin.update({name: (str(path), name) for name in tensors})
 
 
 def _split_key(key: str, path: Path) -> tuple[str, str]:
@@ -170,7 +167,7 @@ def released_run(
         source: LoRA folder, `mm_projector.bin`, or base folder / GGUF file.
         stage: dense, sparse or long; a CLIP adapter does not tell its own.
         adapter_file: projector or adapter that the checkpoint expects beside it (file or folder).
-        lora: all LoRA folders in order, if `source` goes on top of others.
+        lora: all LoRA folders in order, if `source` goes on top of others; [] for none at all.
         **overrides: fields of `RunConfig`.
 
     Returns:
@@ -181,12 +178,11 @@ def released_run(
         UserError: names what must be given beside the checkpoint.
     """
     has_lora = (source / CONFIG_FILE).is_file()
-    loras = [str(path) for path in (lora or ([source] if has_lora else []))]
+    loras = [str(path) for path in ([source] if has_lora and lora is None else lora or [])]
     files = [adapter_file_in(adapter_file)] if adapter_file is not None else []
     files += [source] if source.suffix == ".bin" else []
-    files += [
-        Path(path) / NON_LORA_NAME for path in loras if (Path(path) / NON_LORA_NAME).is_file()
-    ]
+    folders = dict.fromkeys([*map(Path, loras), source])
+    files += [f / NON_LORA_NAME for f in folders if (f / NON_LORA_NAME).is_file()]
     weights = None if "adapter" in overrides else read_adapter_weights(files)
     _require(weights, stage, source, new_adapter="adapter" in overrides)
     stage = stage or "dense"
@@ -194,7 +190,7 @@ def released_run(
         overrides["base"] = str(_find_base(source, has_lora))
     if weights is not None:
         _report_unused(weights)
-        overrides["adapter"] = adapter_config_for(adapter_file or source, weights, stage)
+        overrides["adapter"] = weights.config(stage)
     settings = {"time_mapping": "released", "merge_dtype": "float16", **STAGE_DEFAULTS[stage]}
     config = RunConfig(
         **{**settings, "parent": str(source), "stage": stage, "lora": loras, "adapter_file": None}

@@ -222,6 +222,22 @@ def test_adapter_as_a_separate_module_before_the_llm(tmp_path, capsys):
     assert "model.mm_projector.weight is not used" in capsys.readouterr().err
 
 
+def test_own_sparse_adapter_under_a_published_layer_norm(tmp_path):
+    save_run(released("ckpt_sparse", stage="sparse"), tmp_path / "sparse")
+    tensors = write_from_manifest("ckpt_chapters_alternate", tmp_path / "x")
+    settings = {"adapter_file": tmp_path / "sparse", "base": str(BASE), "stage": "long"}
+    model = load_model(tmp_path / "x", **settings, **CPU)
+    wanted = tensors["base_model.model.model.alternate_layer_norm.bias"]
+    assert torch.equal(model.projector.alternate_layer_norm.bias, wanted)
+
+
+def test_published_adapter_without_its_lora():
+    model = released("ckpt_sparse", stage="sparse", lora=[])
+    base = released("ckpt_base").llm.state_dict()
+    assert model.config.lora == []
+    assert all(torch.equal(t, base[name]) for name, t in model.llm.state_dict().items())
+
+
 def test_published_defaults():
     config, _ = describe(ASSETS / "ckpt_stage2_cls", stage="long")
     assert (config.question, config.answer_end) == ("video", "exclusive")

@@ -9,6 +9,7 @@ Legend: B rows, S segments, F frames, D feature dim, L words, P prompt tokens, N
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,18 +17,18 @@ import numpy as np
 
 from revisionllm.constants import IGNORE_INDEX
 from revisionllm.data.conversations import (
+    QUESTIONS,
     Tokenizer,
     encode_answer,
+    encode_chunks,
     prompt_pieces,
+    prompt_text,
     question_text,
     training_ids,
 )
 from revisionllm.data.dataset import Sample
 
 PAD_ID = 0  # masked everywhere, so any id will do
-# Two sentences that begin with different tokens under any tokenizer: what their questions share is
-# what all questions share.
-_UNLIKE = ("x", "the red ball")
 
 
 class PlainCollator:
@@ -77,10 +78,13 @@ class PackedCollator:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        one, other = (prompt_pieces(tokenizer, question_text(q, "frames")) for q in _UNLIKE)
-        self._before = one[0]
-        pairs = enumerate(zip(one[1], other[1], strict=False))
-        self._shared = one[1][: next(i for i, (a, b) in pairs if a != b)]
+        # The words in front of the query, without the space: that may be a part of its first token.
+        stem = QUESTIONS["frames"].split("{query}")[0].rstrip()
+        prompt = prompt_text(stem).removesuffix(" ASSISTANT:")
+        self._before, words = encode_chunks(tokenizer, prompt)
+        _, whole = prompt_pieces(tokenizer, question_text("x", "frames"))
+        pairs = zip(words, whole, strict=False)
+        self._shared = [a for a, b in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         import torch

@@ -173,6 +173,9 @@ def _environment(path: Path):
     key = (os.path.realpath(path), os.getpid())
     environment = _open_environments.get(key)
     if environment is None:
+        for (name, pid), inherited in list(_open_environments.items()):
+            if name == key[0] and pid != key[1]:  # a fork's copy: unusable here, and in the way
+                inherited.close()
         environment = lmdb.open(
             str(path), readonly=True, lock=False, readahead=False, subdir=path.is_dir()
         )

@@ -17,6 +17,7 @@ from revisionllm.eval.jsonl import BadRecord, Problem
 from revisionllm.eval.metrics import EMPTY_RANK, RECALL_RANKS, mean_iou, recall_at_k, span_iou
 from revisionllm.eval.rankings import NO_SPANS, Query, Ranking, read_own_rankings
 from revisionllm.eval.released import (
+    RELEASED_FRAMES,
     LogRow,
     is_logged_answer,
     is_released_folder,
@@ -26,8 +27,13 @@ from revisionllm.eval.released import (
 )
 from revisionllm.eval.scoring import Accounting
 
-RELEASED_WINDOW_S = 125.0
-RELEASED_FRAMES = 250
+
+@dataclass(frozen=True)
+class LogArithmetic:
+    """What released logs do not say. Dense windows start every half window, segments every fifth."""
+
+    window_s: float = 125.0
+    frames_per_window: int = RELEASED_FRAMES
 
 
 @dataclass
@@ -50,9 +56,17 @@ class Stage:
     rows: list[LogRow] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     folder: Path = Path()
+    logs: LogArithmetic = LogArithmetic()
 
 
-def read_stage(path: str | Path, stage: str, made_by: str, *, num_shards: int | None) -> Stage:
+def read_stage(
+    path: str | Path,
+    stage: str,
+    made_by: str,
+    *,
+    num_shards: int | None,
+    logs: LogArithmetic = LogArithmetic(),
+) -> Stage:
     """Read a stage's predictions, whichever kind they are.
 
     Args:
@@ -65,6 +79,9 @@ def read_stage(path: str | Path, stage: str, made_by: str, *, num_shards: int | 
         UserError: there are no predictions.
     """
     path = Path(path)
+    if path.is_file() and path.suffix == ".txt":
+        rows, problems = read_logs([path])
+        return Stage([], rows, problems, path.parent, logs)
     if path.is_file():
         rankings, problems = read_own_rankings(path)
         return Stage(rankings, [], problems, path.parent)
@@ -80,7 +97,7 @@ def read_stage(path: str | Path, stage: str, made_by: str, *, num_shards: int | 
         if is_released_folder(folder):
             files, problems = shard_paths(folder, num_shards)
             rows, bad_lines = read_logs(files)
-            return Stage([], rows, problems + bad_lines, folder)
+            return Stage([], rows, problems + bad_lines, folder, logs)
     raise UserError(f"no predictions of stage {stage} under {path}; make them with: {made_by}")
 
 
@@ -118,7 +135,11 @@ def dense_answers(
         elif qid in answers:
             accounting.duplicates.append(qid)
         else:
-            made = _dense_answer(item, None if truth is None else truth[qid], accounting)
+            query = None if truth is None else truth[qid]
+            if isinstance(item, LogRow):
+                made = _from_log(item, query, stage.logs, accounting)
+            else:
+                made = _from_ranking(item, query, accounting)
             if made is None:
                 absent.append(qid)
             else:
@@ -126,12 +147,10 @@ def dense_answers(
     return answers, absent
 
 
-def _dense_answer(
-    item: Ranking | LogRow, query: Query | None, accounting: Accounting
+def _from_ranking(
+    item: Ranking, query: Query | None, accounting: Accounting
 ) -> DenseAnswers | None:
-    if isinstance(item, LogRow):
-        absent = query is not None and not len(query.spans)
-        return None if absent else _from_log(item, query, accounting)
+    """Our record, None if its event is absent."""
     gt = item.gt if query is None else query.spans
     if gt is None:
         raise UserError(f"query {item.qid} carries no ground truth; give --data_path ANNOTATIONS")
@@ -149,11 +168,16 @@ def _dense_answer(
     return DenseAnswers(item.qid, ious, spans, windows, inside, item.failed)
 
 
-def _from_log(row: LogRow, query: Query | None, accounting: Accounting) -> DenseAnswers:
+def _from_log(
+    row: LogRow, query: Query | None, logs: LogArithmetic, accounting: Accounting
+) -> DenseAnswers | None:
     """A released row. With annotations: unrounded IoU from the answers; without: IoU as logged."""
-    starts_s = np.arange(len(row.answers)) * RELEASED_WINDOW_S / 2
-    windows = np.stack([starts_s, starts_s + RELEASED_WINDOW_S], axis=-1)
-    answered = [index for index, text in enumerate(row.answers) if is_logged_answer(text)]
+    if query is not None and not len(query.spans):
+        return None
+    starts_s = np.arange(len(row.answers)) * logs.window_s / 2
+    windows = np.stack([starts_s, starts_s + logs.window_s], axis=-1)
+    frames = logs.frames_per_window
+    answered = [index for index, text in enumerate(row.answers) if is_logged_answer(text, frames)]
     if not len(answered) == len(row.ious) == len(row.scores):
         accounting.notes.append(
             f"query {row.query_id}: {len(answered)} answers, {len(row.ious)} IoU and "
@@ -165,15 +189,17 @@ def _from_log(row: LogRow, query: Query | None, accounting: Accounting) -> Dense
     order = np.argsort(-row.scores, kind="stable")
     ious, indices = row.ious[order], np.array(answered, int)[order]
     if query is not None:
-        ious, indices = _unrounded(row, query, accounting)
+        ious, indices = _unrounded(row, query, logs, accounting)
     inside = indices[:, None] == np.arange(len(windows))
     return DenseAnswers(row.query_id, ious, windows[indices], windows, inside)
 
 
-def _unrounded(row: LogRow, query: Query, accounting: Accounting) -> tuple[np.ndarray, np.ndarray]:
+def _unrounded(
+    row: LogRow, query: Query, logs: LogArithmetic, accounting: Accounting
+) -> tuple[np.ndarray, np.ndarray]:
     try:
         ranking, num_reversed = log_ranking(
-            row, query, window_s=RELEASED_WINDOW_S, frames_per_window=RELEASED_FRAMES
+            row, query, window_s=logs.window_s, frames_per_window=logs.frames_per_window
         )
     except BadRecord as error:
         raise UserError(f"cannot place the answers in the film: {error}") from error
@@ -197,8 +223,8 @@ def retrieved_ranges(stage: Stage, accounting: Accounting) -> dict[str, np.ndarr
         if row.query_id in ranges:
             accounting.duplicates.append(row.query_id)
         else:
-            first_s = row.frames * RELEASED_WINDOW_S / 5
-            ranges[row.query_id] = first_s + np.array([0.0, RELEASED_WINDOW_S])
+            first_s = row.frames * stage.logs.window_s / 5
+            ranges[row.query_id] = first_s + np.array([0.0, stage.logs.window_s])
     return ranges
 
 
@@ -234,11 +260,8 @@ def filter_and_score(
     kept_count = window_count = fallbacks = 0
     for row, qid in enumerate(qids):
         answer = answers.get(qid)
-        if (
-            answer is None
-            or answer.failed
-            or any(qid not in r or r[qid] is None for r in retrieved[:1])
-        ):
+        not_retrieved = bool(retrieved) and retrieved[0].get(qid) is None  # missing or failed
+        if answer is None or answer.failed or not_retrieved:
             continue
         ranges = [spans for r in retrieved if (spans := r.get(qid)) is not None]
         kept, windows_kept, fell_back = _filter(answer, ranges)

@@ -28,6 +28,7 @@ DEFAULTS = MetricDefaults(
         "bash scripts/mad/eval_stage2_33.sh",
     ),
     also_without_retrieval=False,
+    window_s=125.0,
 )
 
 

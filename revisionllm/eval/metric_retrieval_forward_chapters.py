@@ -29,6 +29,7 @@ DEFAULTS = MetricDefaults(
         "bash scripts/chapters/eval_stage2_100.sh",
     ),
     also_without_retrieval=True,
+    window_s=500.0,
 )
 
 

@@ -29,6 +29,7 @@ SHARD_NAMES = (
     "predictions_negative_{}.txt",
 )
 SINGLE_NAME = "predictions.txt"
+RELEASED_FRAMES = 250  # frames per window
 LAST_FRAME_ANSWER = "From 249 to 249."  # the released way of saying nothing, beside "Not Present"
 NOT_PRESENT = "Not Present"
 SEGMENTS_TO_WINDOWS = 0.4  # 25 s segment stride / 62.5 s window stride
@@ -160,10 +161,10 @@ def is_answer(text: str) -> bool:
     return text not in (NOT_PRESENT, LAST_FRAME_ANSWER)
 
 
-def is_logged_answer(text: str) -> bool:
+def is_logged_answer(text: str, frames_per_window: int = RELEASED_FRAMES) -> bool:
     """Which answers have an IoU and a score in the log: those that parse, last frame excepted."""
     span = parse_released_span(text)
-    return span is not None and not (span.first == span.last == 249)
+    return span is not None and not (span.first == span.last == frames_per_window - 1)
 
 
 def kept_windows(frames: np.ndarray, num_windows: int) -> set[int]:
@@ -288,7 +289,7 @@ def log_ranking(
     """
     if query.duration_s is None:
         raise BadRecord(f"query {query.qid}: the film's length is not known")
-    windows = [i for i, text in enumerate(row.answers) if is_logged_answer(text)]
+    windows = [i for i, text in enumerate(row.answers) if is_logged_answer(text, frames_per_window)]
     if len(windows) != len(row.scores):
         raise BadRecord(f"{len(windows)} answers but {len(row.scores)} scores in the log")
     num_film_frames = int(query.duration_s * frames_per_window / window_s)

@@ -11,7 +11,8 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class MetricDefaults:
     retrieval_path2: str | None
     launchers: tuple[str, str, str]  # make dense, long_100, long_33
     also_without_retrieval: bool  # the chapters script prints a first block without the filter
+    window_s: float  # of released logs, which do not say it
 
 
 def metric_parser(defaults: MetricDefaults, description: str) -> argparse.ArgumentParser:
@@ -66,6 +68,15 @@ def metric_parser(defaults: MetricDefaults, description: str) -> argparse.Argume
         help="annotations, in any format of `revisionllm convert-data`; with released "
         "logs they give unrounded IoU and the queries that were never answered",
     )
+    parser.add_argument(
+        "--window_s", type=float, default=defaults.window_s, help="of released logs"
+    )
+    parser.add_argument(
+        "--frames_per_window",
+        type=int,
+        default=released.RELEASED_FRAMES,
+        help="of released logs; the released chapters evaluation used 100",
+    )
     parser.add_argument("--output_dir", help="where metrics.json and .csv go (dense predictions)")
     return parser
 
@@ -73,16 +84,23 @@ def metric_parser(defaults: MetricDefaults, description: str) -> argparse.Argume
 def run_metrics(args: argparse.Namespace, defaults: MetricDefaults) -> int:
     """Read the stages, score them in the chosen convention, print and write. Returns 0."""
     second = None if args.retrieval_path2 in (None, "none", "None") else args.retrieval_path2
-    dense_by, long_100_by, long_33_by = defaults.launchers
-    dense = combine.read_stage(
-        args.grounding_path, "dense", dense_by, num_shards=args.distributed_grounding
-    )
-    count = args.distributed_retrieval
-    retrieval = [combine.read_stage(args.retrieval_path, "long_100", long_100_by, num_shards=count)]
+    logs = combine.LogArithmetic(args.window_s, args.frames_per_window)
+    wanted = [
+        (args.grounding_path, "dense", args.distributed_grounding),
+        (args.retrieval_path, "long_100", args.distributed_retrieval),
+    ]
     if second is not None:
-        retrieval.append(combine.read_stage(second, "long_33", long_33_by, num_shards=count))
+        wanted.append((second, "long_33", args.distributed_retrieval))
+    accounting = Accounting()
+    stages = []
+    for (path, name, count), command in zip(wanted, defaults.launchers, strict=False):
+        stage = combine.read_stage(path, name, command, num_shards=count, logs=logs)
+        accounting.problems += stage.problems
+        if any(problem.what == "missing shard" for problem in stage.problems):
+            accounting.notes.append(f"missing shards of {name}: {command} makes them (it resumes)")
+        stages.append(stage)
+    dense, *retrieval = stages
     score = _released_blocks if args.convention == "released" else _field_blocks
-    accounting = Accounting(problems=[p for s in (dense, *retrieval) for p in s.problems])
     blocks = score(dense, retrieval, args, defaults.also_without_retrieval, accounting)
     for line in accounting.lines():
         print(line, file=sys.stderr)
@@ -120,7 +138,7 @@ def _note_released_losses(
     ids = [row.query_id for row in dense.rows]
     retrieved = {row.query_id for row in retrieval[0].rows}
     lost = [qid for qid in dict.fromkeys(ids) if qid not in retrieved]
-    twice = sorted({qid for qid in ids if ids.count(qid) > 1}) if len(set(ids)) < len(ids) else []
+    twice = [qid for qid, count in Counter(ids).items() if count > 1]
     if lost:
         accounting.notes.append(f"{len(lost)} queries are not in the retrieval logs and vanish")
     if twice:
@@ -165,20 +183,31 @@ def _read_truth(data_path: str | None) -> dict[str, Query] | None:
     return {query.qid: query for query in queries}
 
 
-def _all_queries(answers, absent, ranges, truth) -> list[str]:
+def _all_queries(
+    answers: Mapping[str, combine.DenseAnswers],
+    absent: Sequence[str],
+    ranges: Sequence[Mapping],
+    truth: Mapping[str, Query] | None,
+) -> list[str]:
     """Every query that counts: annotated, or answered by a stage; absent events do not."""
     if truth is not None:
         return [qid for qid, query in truth.items() if len(query.spans)]
-    everyone = list(answers) + [qid for retrieved in ranges for qid in retrieved]
-    return [qid for qid in dict.fromkeys(everyone) if qid not in set(absent)]
+    everyone = dict.fromkeys([*answers, *(qid for retrieved in ranges for qid in retrieved)])
+    left_out = set(absent)
+    return [qid for qid in everyone if qid not in left_out]
 
 
-def _account(answers, qids, ranges, absent, accounting: Accounting) -> None:
+def _account(
+    answers: Mapping[str, combine.DenseAnswers],
+    qids: Sequence[str],
+    ranges: Sequence[Mapping],
+    absent: Sequence[str],
+    accounting: Accounting,
+) -> None:
     names = ("--retrieval_path", "--retrieval_path2")
     accounting.missing += [q for q in qids if q not in answers or q not in ranges[0]]
-    accounting.failed += [
-        q for q in qids if q in answers and q in ranges[0] and ranges[0][q] is None
-    ]
+    failed = [q for q in qids if q in answers and q in ranges[0] and ranges[0][q] is None]
+    accounting.failed = list(dict.fromkeys(accounting.failed + failed))
     for name, retrieved in zip(names, ranges, strict=False):
         lacking = [qid for qid in qids if qid in answers and qid not in retrieved]
         if lacking:

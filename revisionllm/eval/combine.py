@@ -30,7 +30,7 @@ from revisionllm.eval.scoring import Accounting
 
 @dataclass(frozen=True)
 class LogArithmetic:
-    """What released logs do not say. Dense windows start every half window, segments every fifth."""
+    """What released logs do not say. Dense windows start every half window, segments each fifth."""
 
     window_s: float = 125.0
     frames_per_window: int = RELEASED_FRAMES

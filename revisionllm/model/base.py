@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -96,7 +97,7 @@ def load_base(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they are reported below, with everything else
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"cannot load base {base}: {str(error).splitlines()[0]}") from error
     _check_loading(base, info)
     # the file's own sampling settings play no part: decoding is greedy

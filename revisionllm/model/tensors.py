@@ -6,13 +6,13 @@ module needs is reported in one message, and files appear under their name only 
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -43,9 +43,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise UserError(
             f"cannot read {path}: torn, or not a plain file of tensors ({reason})"
         ) from None
-    except Exception as error:  # safetensors raises a class of its own that derives from Exception
-        if type(error).__name__ != "SafetensorError":
-            raise
+    except SafetensorError as error:
         raise UserError(f"cannot read {path}: torn or not safetensors ({error})") from None
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{path} holds other things than named tensors; is it a training state?")
@@ -108,10 +106,8 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
 
 
 def _is_partition(found: Tensor, expected: Tensor) -> bool:
-    """True if ZeRO-3 left this tensor empty, or flattened (possibly padded or cut into shares)."""
-    if found.numel() == 0:
-        return True
-    return found.dim() == 1 and expected.dim() > 1 and math.prod(expected.shape) >= found.numel()
+    """True if ZeRO-3 left this tensor empty, or flattened (whole, padded or a share of it)."""
+    return found.numel() == 0 or (found.dim() == 1 and expected.dim() > 1)
 
 
 def _listed(names: list[str]) -> str:

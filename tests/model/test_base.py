@@ -130,6 +130,14 @@ def test_weights_that_do_not_fit_stop(tmp_path, change, message):
         load(tmp_path)
 
 
+def test_torn_base_is_named(tmp_path):
+    shutil.copytree(BASE, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot load base"):
+        load(tmp_path)
+
+
 def test_other_architectures_and_missing_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match="base not found"):
         load(tmp_path / "absent")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from revisionllm.constants import NOT_PRESENT
 from revisionllm.errors import UserError
 from revisionllm.eval.jsonl import BadRecord, Problem, iter_json_lines, number_rows, text_field
 from revisionllm.eval.metrics import IOU_THRESHOLDS, RECALL_RANKS
@@ -31,7 +32,6 @@ SHARD_NAMES = (
 SINGLE_NAME = "predictions.txt"
 RELEASED_FRAMES = 250  # frames per window
 LAST_FRAME_ANSWER = "From 249 to 249."  # the released way of saying nothing, beside "Not Present"
-NOT_PRESENT = "Not Present"
 SEGMENTS_TO_WINDOWS = 0.4  # 25 s segment stride / 62.5 s window stride
 
 
@@ -165,6 +165,11 @@ def is_logged_answer(text: str, frames_per_window: int = RELEASED_FRAMES) -> boo
     """Which answers have an IoU and a score in the log: those that parse, last frame excepted."""
     span = parse_released_span(text)
     return span is not None and not (span.first == span.last == frames_per_window - 1)
+
+
+def is_malformed(text: str) -> bool:
+    """Whether an answer is neither a span nor "Not Present" (cut short, or something else)."""
+    return text != NOT_PRESENT and parse_released_span(text) is None
 
 
 def kept_windows(frames: np.ndarray, num_windows: int) -> set[int]:

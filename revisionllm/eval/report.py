@@ -153,6 +153,9 @@ def _field_blocks(
     accounting: Accounting,
 ) -> list[dict]:
     truth = _read_truth(args.data_path)
+    cut = sum(released.is_malformed(text) for row in dense.rows for text in row.answers)
+    if cut:
+        accounting.notes.append(f"{cut} answers are neither a span nor Not Present: left out")
     if dense.rows and truth is None:
         accounting.notes.append("IoU as logged, two decimals: --data_path gives unrounded ones")
     answers, absent = combine.dense_answers(dense, truth, accounting)

@@ -206,26 +206,32 @@ def detect(path: str | Path, kind: str | None = None) -> Format:
 
 
 def _first_record(path: Path) -> Any:
-    """The first JSON record; None if the first line is a Charades-STA line."""
+    """The first JSON record; None if the file starts like a Charades-STA file."""
+    records: list[Any] = []
     try:
         with path.open("rb") as file:
-            line = next(
-                (raw for raw in iter(lambda: file.readline(MAX_LINE_BYTES), b"") if raw.strip()),
-                b"",
-            )
+            for raw in iter(lambda: file.readline(MAX_LINE_BYTES), b""):
+                if b"##" in raw and not raw.lstrip().startswith((b"{", b"[")):
+                    return None
+                if raw.strip() and _parsed(raw, records):
+                    break
+                if path.suffix != ".jsonl" and raw.strip():
+                    records.append(read_json(path))  # one document over several lines
+                    break
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    if not line:
-        raise UserError(f"{path} is empty")
-    if b"##" in line and not line.lstrip().startswith((b"{", b"[")):
-        return None
+    if not records:
+        raise UserError(f"{path} holds no JSON record (empty, or every line is broken)")
+    first = records[0]
+    return first[0] if isinstance(first, list) and first else first
+
+
+def _parsed(raw: bytes, records: list[Any]) -> bool:
     try:
-        record = parse_json(line)
+        records.append(parse_json(raw))
     except BadRecord:
-        if path.suffix == ".jsonl":
-            raise UserError(f"{path}:1: the first line is broken; say which format it is") from None
-        record = read_json(path)
-    return record[0] if isinstance(record, list) and record else record
+        return False
+    return True
 
 
 def read_queries(path: str | Path, name: str | None = None) -> tuple[list[Query], list[Problem]]:

@@ -149,8 +149,9 @@ def test_corner_cases_of_the_released_logs(case, wanted, tmp_path, capsys):
 
 def test_cut_answers_do_not_shift_the_others(tmp_path, capsys):
     assert released("malformed_answers", tmp_path) == 0
-    out = printed(capsys.readouterr().out)
-    assert out["failed queries"] == 0 and out["R50@0.1"] > 0
+    got = capsys.readouterr()
+    assert printed(got.out)["failed queries"] == 0 and printed(got.out)["R50@0.1"] > 0
+    assert "31 answers are neither a span nor Not Present" in got.err
 
 
 def test_released_logs_with_annotations_give_unrounded_iou(tmp_path, capsys):

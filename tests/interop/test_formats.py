@@ -291,13 +291,21 @@ def test_bad_lines_stop_a_conversion_unless_they_may_be_skipped(tmp_path, capsys
     assert convert(source, tmp_path / "out", "--to", "vue-tr", "--skip-bad") == 0
 
 
+def test_a_broken_first_line_does_not_hide_the_format(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"torn\n' + json.dumps(QVH) + "\n")
+    queries, problems = read_queries(path)
+    assert [query.qid for query in queries] == ["7"]
+    assert [str(problem).split(": ")[0] for problem in problems] == [f"{path}:1"]
+
+
 def test_an_unknown_file_lists_the_names(tmp_path):
     path = tmp_path / "x.json"
     path.write_text('{"a": 1}')
     with pytest.raises(UserError, match="say which one"):
         read_queries(path)
     path.write_text("")
-    with pytest.raises(UserError, match="is empty"):
+    with pytest.raises(UserError, match="no JSON record"):
         read_queries(path)
     with pytest.raises(UserError, match="cannot read"):
         read_queries(tmp_path / "missing.json")

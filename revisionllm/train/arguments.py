@@ -61,7 +61,9 @@ class TrainArguments:
     lora_dropout: float = _arg(0.05, "dropout in front of a new LoRA, 0..1", "model")
     clip: str | None = _arg(None, "CLIP of the features, recorded in the run", "model", str)
 
-    data_path: list[str] | None = _arg(None, "annotation files", "data", str, nargs="+")
+    data_path: list[str] | None = _arg(  # noqa: RUF009
+        None, "annotation files", "data", str, nargs="+"
+    )
     features: str | None = _arg(None, "frame features (HDF5, LMDB or .npy folder)", "data", str)
     text_features: str | None = _arg(None, "query features (LMDB)", "data", str)
     skip_bad: bool = _arg(False, "leave bad annotations out, one line each, and go on", "data")
@@ -72,7 +74,7 @@ class TrainArguments:
         None, "long: seconds between starts of segments (window_s / 5)", "data", float
     )
     num_segments: int = _arg(100, "long: segments in one prompt", "data")
-    segment_repeats: list[int] = _arg(
+    segment_repeats: list[int] = _arg(  # noqa: RUF009
         [1], "long: a row repeats its segments this often", "data", int, nargs="+"
     )
     min_duration_s: float = _arg(0.0, "shorter films are left out, seconds", "data")

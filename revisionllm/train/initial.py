@@ -1,4 +1,4 @@
-"""The model a stage starts with: base, adapter and LoRA as its arguments say, the right parts frozen."""
+"""The model a stage starts with: base, adapter and LoRA, the right parts frozen."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NORM = "alternate_layer_norm"
 
 
 def training_dtype(args: TrainArguments) -> str:
-    """Name of the dtype the frozen weights have; trained weights are float32 where they are kept."""
+    """Name of the dtype that frozen weights have; trained ones are kept in float32."""
     chosen = choose_dtype(args.dtype, choose_device(args.device))
     return next(name for name, dtype in DTYPES.items() if dtype == chosen)
 

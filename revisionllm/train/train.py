@@ -4,7 +4,7 @@
     python revisionllm/train/train.py --dataset mad --stage dense            # one process
     python revisionllm/train/train.py --help
 
-Several devices: `python -m torch.distributed.run --nproc_per_node 8 revisionllm/train/train.py ...`.
+Several devices: `python -m torch.distributed.run --nproc_per_node 8 revisionllm/train/train.py`.
 The same command continues a run that was killed, from its newest complete checkpoint.
 Paper: https://arxiv.org/abs/2411.14901, section 3.3.
 """

@@ -1,8 +1,8 @@
 """The training loop: Hugging Face's Trainer, with our batches, loss, checkpoints and log.
 
 The Trainer brings DeepSpeed, mixed precision, clipping and the schedule. Ours:
-- batches come from `QuestionBatchSampler`, already cut per rank; the whole run is one pass over them,
-  and a resumed run starts at the batch where the checkpoint was made;
+- batches come from `QuestionBatchSampler`, already cut per rank; the whole run is one pass over
+  them, and a resumed run starts at the batch where the checkpoint was made;
 - a step's loss is the mean over its questions (`losses.py`);
 - a checkpoint holds what is trained, optimizer, schedule, random state and step; frozen weights are
   not in it (`checkpoints.py` says when it is complete).

@@ -36,7 +36,7 @@ def write_world(folder: Path) -> Path:
             start_s = 2 + number * (FILM_S - 20) / EVENTS
             records[f"q{film}_{number}"] = {
                 "movie": f"film{film}",
-                "sentence": f"A {'red blue green'.split()[number % 3]} thing {number} moves.",
+                "sentence": f"A {['red', 'blue', 'green'][number % 3]} thing {number} moves.",
                 "timestamps": [start_s, start_s + 4.0],
                 "movie_duration": FILM_S,
             }

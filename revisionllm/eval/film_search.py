@@ -1,0 +1,206 @@
+"""Grounds a film's queries with loaded models and turns the results into predictions.
+
+One place for all entry points: dense windows alone, segments alone, or the whole recursion; they
+differ in levels, engines and order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from revisionllm.eval import predictions as schema
+from revisionllm.grounding.levels import Level, Question, SearchResult, WindowAnswer
+from revisionllm.grounding.recursion import search_many
+from revisionllm.grounding.scores import frame_cosines, span_cosine_of
+from revisionllm.grounding.windows import Window, frame_feature_indices
+
+if TYPE_CHECKING:
+    from revisionllm.engine.dense import DenseEngine
+    from revisionllm.engine.segments import SegmentEngine
+
+
+@dataclass(frozen=True)
+class EvalQuery:
+    """A sentence to find in a film.
+
+    Attributes:
+        gt: true spans in seconds; None: not known.
+        words: word features [L, D]; None where no level needs them.
+        feature: sentence feature [D]; None: no text-frame cosine.
+    """
+
+    qid: str
+    sentence: str
+    gt: list[tuple[float, float]] | None = None
+    words: np.ndarray | None = None
+    feature: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class EvalFilm:
+    """A film's features [T, D]; row i is the frame at i / feature_fps seconds."""
+
+    vid: str
+    rows: np.ndarray
+    feature_fps: float
+    duration_s: float
+
+    def window_frames(self, window: Window, config) -> np.ndarray:
+        """What a run's model sees of a window: float32 [F, D]."""
+        indices = frame_feature_indices(
+            window.start_s,
+            window_s=window.end_s - window.start_s,
+            frames_per_window=config.frames_per_window,
+            feature_fps=self.feature_fps,
+            num_features=len(self.rows),
+            time_mapping=config.time_mapping,
+        )
+        return np.asarray(self.rows[indices], dtype=np.float32)
+
+
+class RecordedEngine:
+    """Stands in for an engine with answers that were predicted before, by query and window."""
+
+    def __init__(self, answers: Mapping[tuple[str, int], WindowAnswer]) -> None:
+        self.answers = answers
+
+    def answer(self, questions: Sequence[Question], qids: Sequence[str]) -> list[WindowAnswer]:
+        """Recorded answers; windows without one say nothing."""
+        found = []
+        for question in questions:
+            window = question.window
+            silent = WindowAnswer(window.index, window.start_s, window.end_s, "", (), 0.0)
+            found.append(self.answers.get((qids[question.query], window.index), silent))
+        return found
+
+
+@dataclass
+class FilmSearcher:
+    """Searches films with fixed levels.
+
+    Attributes:
+        levels: coarse to fine.
+        engines: by level name; none for cosine levels.
+        run: what predictions are signed with.
+        options: further keyword arguments of `search_many`.
+        only_positive: moments come from answers that name something, never from a fallback.
+    """
+
+    levels: Sequence[Level]
+    engines: Mapping[str, DenseEngine | SegmentEngine | RecordedEngine]
+    run: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    only_positive: bool = False
+
+    @property
+    def needs_words(self) -> bool:
+        """A level's adapter reads the words of the queries."""
+        return any(level.kind == "segments" for level in self.levels)
+
+    @property
+    def llm_tokens(self) -> int:
+        """Tokens that went through LLMs so far."""
+        engines = {id(e): e for e in self.engines.values() if not isinstance(e, RecordedEngine)}
+        return sum(engine.cost.llm_tokens for engine in engines.values())
+
+    def ground(self, film: EvalFilm, queries: Sequence[EvalQuery]) -> list[schema.Prediction]:
+        """One prediction per query, in order; work that queries share is divided evenly."""
+        started, tokens = time.perf_counter(), self.llm_tokens
+        cosine = None
+        if all(query.feature is not None for query in queries):
+            features = np.stack([query.feature for query in queries])
+            cosine = span_cosine_of(frame_cosines(film.rows, features), film.feature_fps)
+        results = search_many(
+            len(queries),
+            film.duration_s,
+            self.levels,
+            lambda level, questions: self._predict(film, queries, level, questions),
+            cosine=cosine,
+            **self.options,
+        )
+        share = 1 / len(queries)
+        cost = round((self.llm_tokens - tokens) * share), (time.perf_counter() - started) * share
+        return [
+            self._prediction(film, query, result, *cost)
+            for query, result in zip(queries, results, strict=True)
+        ]
+
+    def failed(self, film_id: str, duration_s: float, query: EvalQuery, reason: str):
+        """The prediction of a query that could not be answered."""
+        return schema.Prediction(
+            qid=query.qid,
+            vid=film_id,
+            query=query.sentence,
+            duration_s=duration_s,
+            found=False,
+            status="failed",
+            reason=reason,
+            run=self.run,
+            gt=query.gt,
+        )
+
+    def _predict(self, film, queries, level: Level, questions) -> Sequence[WindowAnswer]:
+        engine = self.engines[level.name]
+        if isinstance(engine, RecordedEngine):
+            return engine.answer(questions, [query.qid for query in queries])
+        config = engine.model.config
+        sentences = [query.sentence for query in queries]
+
+        def features(window: Window) -> np.ndarray:
+            return film.window_frames(window, config)
+
+        if level.kind == "dense":
+            return engine.answer(questions, sentences, features, film=film.vid)
+        words = [query.words for query in queries]
+        return engine.answer(
+            questions, sentences, words, features, film=film.vid, narrow=level.narrow
+        )
+
+    def _prediction(
+        self, film: EvalFilm, query: EvalQuery, result: SearchResult, tokens: int, seconds: float
+    ) -> schema.Prediction:
+        answers = result.answers[self.levels[-1].name]
+        named = any(answer.is_positive for answer in answers) or not self.only_positive
+        moments = [
+            schema.Moment(m.start_s, m.end_s, m.score, m.parts, m.level)
+            for m in (result.moments if named else [])
+        ]
+        return schema.Prediction(
+            qid=query.qid,
+            vid=film.vid,
+            query=query.sentence,
+            duration_s=film.duration_s,
+            found=result.found and named,
+            moments=moments,
+            cost=schema.Cost(result.cost.dense_windows, result.cost.segments, tokens, seconds),
+            run=self.run,
+            gt=query.gt,
+            windows=[
+                schema.WindowAnswer(a.index, a.start_s, a.end_s, a.answer, a.presence, a.entropy)
+                for a in answers
+            ],
+        )
+
+
+def recorded_answers(
+    predictions: Sequence[schema.Prediction],
+) -> dict[tuple[str, int], WindowAnswer]:
+    """Answers of a dense stage by (query, window); positive ones name their whole window."""
+    from revisionllm.grounding.levels import SpanCandidate
+
+    answers = {}
+    for prediction in predictions:
+        for w in prediction.windows or ():
+            answer = WindowAnswer(w.index, w.start_s, w.end_s, w.answer, (), w.presence or 0.0)
+            if answer.is_positive:
+                span = SpanCandidate(w.start_s, w.end_s)
+                answer = WindowAnswer(
+                    w.index, w.start_s, w.end_s, w.answer, (span,), w.presence or 0.0
+                )
+            answers[prediction.qid, w.index] = answer
+    return answers

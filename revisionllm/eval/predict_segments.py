@@ -1,0 +1,110 @@
+"""Stage 2: ask about long runs of segments, write which of them hold each query.
+
+    python revisionllm/eval/predict_segments.py --num_segments 100
+    python revisionllm/eval/predict_segments.py --num_segments 33 --checkpoint RUN
+
+Behind scripts/mad/eval_stage2_100.sh, eval_stage2_33.sh and scripts/chapters/eval_stage2_100.sh.
+With --grounding_path only segments around dense answers other than `Not Present` are asked about,
+filled up with others. Shards and resuming as in predict_windows.py.
+Paper: https://arxiv.org/abs/2411.14901, section 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # started by path: import from the repository, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from revisionllm.errors import UserError, run_entry_point
+from revisionllm.eval.prediction_run import (
+    PredictionDefaults,
+    add_prediction_arguments,
+    predict_all,
+    search_options,
+)
+
+DEFAULTS = PredictionDefaults(checkpoint="checkpoints/mad_stage2_long_100", stage="long_100")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add_prediction_arguments(parser, DEFAULTS)
+    add = parser.add_argument
+    add("--num_segments", type=int, default=100, help="positions per question (%(default)s)")
+    add("--zooms", type=int, nargs="+", default=[4, 2, 1], help="repeats of a segment (4 2 1)")
+    add("--min_votes", type=int, default=1, help="zooms that must agree (%(default)s)")
+    add("--segment_stride_s", type=float, help="between segments; unset: the run's own")
+    add("--shuffle_seed", type=int, help="show segments in a seeded order; unset: film order")
+    add("--grounding_path", help="dense predictions (run folder or file) to restrict segments by")
+    return parser
+
+
+def make_searcher(args: argparse.Namespace):
+    """Load the run; one segment level, behind recorded dense answers if there are any."""
+    from revisionllm.engine.segments import SegmentEngine
+    from revisionllm.eval.film_search import FilmSearcher, RecordedEngine, recorded_answers
+    from revisionllm.grounding.levels import Level
+    from revisionllm.model.loading import load_model
+
+    model = load_model(args.checkpoint, device=args.device, dtype=args.dtype)
+    config = model.config
+    if config.adapter.kind != "clip":
+        raise UserError(f"{args.checkpoint} has no segment adapter; it is of stage {config.stage}")
+    name = f"long_{args.num_segments}"
+    level = Level(
+        name,
+        "segments",
+        config.window_s,
+        args.segment_stride_s or config.segment_stride_s,
+        group_size=args.num_segments,
+        zooms=tuple(args.zooms),
+        min_votes=args.min_votes,
+        fill_groups=True,
+    )
+    engines = {name: SegmentEngine(model, budget_mb=args.budget_mb)}
+    options = search_options(args) | {"order": "exhaustive", "shuffle_seed": args.shuffle_seed}
+    levels = [level]
+    if args.grounding_path:
+        dense, windows = _recorded_level(args.grounding_path, config)
+        levels = [dense, level]
+        engines["recorded"] = RecordedEngine(recorded_answers(windows))
+        options["order"] = "coarse_to_fine"
+    return FilmSearcher(levels, engines, Path(args.checkpoint).name, options, only_positive=True)
+
+
+def _recorded_level(path: str, config):
+    """The level of a dense run's windows, and its predictions."""
+    from revisionllm.eval.cli import find_predictions
+    from revisionllm.eval.predictions import read_predictions
+    from revisionllm.grounding.levels import Level
+
+    files, problems = find_predictions(path)
+    predictions = [p for file in files for p in read_predictions(file)]
+    windows = next((p.windows for p in predictions if p.windows and len(p.windows) > 1), None)
+    if problems or windows is None:
+        raise UserError(f"{path} holds no complete dense predictions; run stage 1 first")
+    stride_s = windows[1].start_s - windows[0].start_s
+    window_s = windows[0].end_s - windows[0].start_s
+    level = Level("recorded", "dense", window_s, stride_s, margin_s=config.segment_stride_s)
+    return level, predictions
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code (2: bad input)."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser().parse_args(argv)
+    defaults = PredictionDefaults(DEFAULTS.checkpoint, f"long_{args.num_segments}")
+
+    def work() -> int:
+        predict_all(args, defaults, make_searcher, script=[__file__], argv=argv)
+        return 0
+
+    return run_entry_point(work, Path(__file__).name)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

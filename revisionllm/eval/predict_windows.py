@@ -1,0 +1,85 @@
+"""Stage 1: ask every dense window about every query, write predictions.
+
+    python revisionllm/eval/predict_windows.py                      # MAD test
+    python revisionllm/eval/predict_windows.py --checkpoint RUN --data_path FILE --features STORE
+
+Behind scripts/mad/eval_loop_stage1_dense.sh and scripts/chapters/eval_loop_stage1_dense.sh. One
+process per GPU, whole films each; started again, it goes on where it stopped. On a cluster:
+`sbatch --array 0-7 --wrap 'python ... --shard $SLURM_ARRAY_TASK_ID --num_shards 8'`.
+Paper: https://arxiv.org/abs/2411.14901, section 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # started by path: import from the repository, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from revisionllm.errors import run_entry_point
+from revisionllm.eval.prediction_run import (
+    PredictionDefaults,
+    add_prediction_arguments,
+    predict_all,
+    print_scores,
+    search_options,
+)
+
+DEFAULTS = PredictionDefaults(checkpoint="checkpoints/mad_stage1_dense", stage="dense")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add_prediction_arguments(parser, DEFAULTS)
+    parser.add_argument("--stride_s", type=float, help="between windows; unset: the run's own")
+    parser.add_argument(
+        "--explore",
+        type=float,
+        default=0.05,
+        help="Not Present windows give a candidate from this presence on (%(default)s)",
+    )
+    parser.add_argument(
+        "--num_candidates", type=int, default=1, help="spans per window (%(default)s)"
+    )
+    return parser
+
+
+def make_searcher(args: argparse.Namespace):
+    """Load the run; one level, every window."""
+    from revisionllm.engine.dense import DenseEngine
+    from revisionllm.eval.film_search import FilmSearcher
+    from revisionllm.grounding.levels import Level
+    from revisionllm.model.loading import load_model
+
+    model = load_model(args.checkpoint, device=args.device, dtype=args.dtype)
+    engine = DenseEngine(
+        model,
+        budget_mb=args.budget_mb,
+        explore=args.explore,
+        num_candidates=args.num_candidates,
+    )
+    config = model.config
+    level = Level("dense", "dense", config.window_s, args.stride_s or config.stride_s)
+    options = search_options(args) | {"order": "exhaustive"}
+    return FilmSearcher([level], {"dense": engine}, Path(args.checkpoint).name, options)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code (2: bad input)."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser().parse_args(argv)
+
+    def work() -> int:
+        merged = predict_all(args, DEFAULTS, make_searcher, script=[__file__], argv=argv)
+        if merged and args.shard is None:
+            print_scores(merged)
+        return 0
+
+    return run_entry_point(work, Path(__file__).name)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

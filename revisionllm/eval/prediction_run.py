@@ -1,0 +1,330 @@
+"""Predicting for a whole annotation file: films, shards, resuming, merging.
+
+Shards are whole films, so that queries of a film share its work. Each shard appends to its own file
+and skips the queries that are already there; when all are done, the files are merged into
+`predictions.jsonl`. A query that cannot be answered is recorded as failed, with its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from revisionllm.errors import UserError
+from revisionllm.eval.predictions import PredictionWriter, merge_shards, read_predictions
+
+if TYPE_CHECKING:
+    from revisionllm.data.annotations import Annotation
+    from revisionllm.eval.film_search import EvalFilm, EvalQuery, FilmSearcher
+
+FROM_CLIP, NO_TEXT = "clip", "none"
+
+
+@dataclass(frozen=True)
+class PredictionDefaults:
+    """What an entry point reads and writes when it is told nothing."""
+
+    checkpoint: str
+    stage: str  # folder under <checkpoint>/predictions
+    data_path: str = "data/mad/MAD_test.json"
+    features: str = "data/mad/CLIP_L14_frames_features_5fps"
+    text_features: str = "data/mad/clip_L14_text_features"
+
+
+def add_prediction_arguments(parser: argparse.ArgumentParser, defaults: PredictionDefaults) -> None:
+    """Arguments that all predicting commands share."""
+    add = parser.add_argument
+    add("--checkpoint", default=defaults.checkpoint, help="run or published checkpoint")
+    add("--data_path", default=defaults.data_path, help="annotations of the queries")
+    add("--features", default=defaults.features, help="frame features: HDF5, LMDB, .npy folder")
+    add(
+        "--text_features",
+        default=defaults.text_features,
+        help="text features by query id (LMDB); clip: by the run's own CLIP; none",
+    )
+    add("--output", help="folder; unset: <checkpoint>/predictions/<stage>")
+    add("--num_shards", type=int, help="processes that share the films; unset: one per GPU")
+    add("--shard", type=int, help="run this shard alone, 0..num_shards-1 (a job array, say)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (%(default)s)")
+    add("--dtype", default="auto", help="auto, float32, bfloat16, float16 (%(default)s)")
+    add("--budget_mb", type=int, help="memory of the engine's batches; unset: by the device")
+    add("--queries_per_batch", type=int, default=128, help="asked at once (%(default)s)")
+    add("--limit", type=int, help="only so many queries, to try things out")
+    add("--threshold", type=float, default=0.5, help="found if the score is at least (%(default)s)")
+    add("--top_k", type=int, default=50, help="moments per query (%(default)s)")
+    add("--nms_iou", type=float, default=0.5, help="drop moments overlapping more (%(default)s)")
+    add("--retry_failed", action="store_true", help="ask queries again that failed before")
+    add(
+        "--skip_bad",
+        action="store_true",
+        help="leave out annotations with problems instead of stopping",
+    )
+
+
+def predict_all(
+    args: argparse.Namespace,
+    defaults: PredictionDefaults,
+    make_searcher: Callable[[argparse.Namespace], FilmSearcher],
+    *,
+    script: Sequence[str],
+    argv: Sequence[str],
+) -> Path | None:
+    """Predict for all films, or for one shard of them.
+
+    Args:
+        make_searcher: loads models; called only if there is something to do.
+        script: the command that started this, to start shards with; argv: its arguments.
+
+    Returns:
+        the merged file, or None while other shards are not done.
+
+    Raises:
+        UserError: something is missing or contradicts itself.
+    """
+    films = _films(args)
+    count = args.num_shards or _num_gpus(args.device)
+    if args.shard is not None and not 0 <= args.shard < count:
+        raise UserError(f"--shard {args.shard} is not in 0..{count - 1}; give --num_shards too")
+    folder = Path(args.output or Path(args.checkpoint) / "predictions" / defaults.stage)
+    shards = [folder / f"shard-{number}-of-{count}.jsonl" for number in range(count)]
+    others = sorted(set(folder.glob("shard-*-of-*.jsonl")) - set(shards))
+    if others:
+        raise UserError(
+            f"{others[0]} is of another number of shards; go on with that --num_shards, or move"
+            f" {folder} away"
+        )
+    if args.shard is None and count > 1:
+        _start_shards(count, script, argv)
+    else:
+        number = args.shard or 0
+        _predict_shard(args, films[number::count], shards[number], make_searcher)
+    return _merge(shards, folder, {a.query_id for _, asked in films for a in asked})
+
+
+def _films(args: argparse.Namespace) -> list[tuple[str, list[Annotation]]]:
+    """Annotations by film, in file order."""
+    from revisionllm.data.annotations import read_annotations, require_good
+
+    if not Path(args.data_path).is_file():
+        raise UserError(f"no annotations at {args.data_path}; data/README.md says where they go")
+    file = read_annotations(args.data_path)
+    require_good(args.data_path, file.problems, skip_bad=args.skip_bad)
+    films: dict[str, list[Annotation]] = {}
+    for annotation in file.annotations[: args.limit]:
+        films.setdefault(annotation.video_id, []).append(annotation)
+    return list(films.items())
+
+
+def _num_gpus(device: str) -> int:
+    if device not in ("auto", "cuda"):
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _start_shards(count: int, script: Sequence[str], argv: Sequence[str]) -> None:
+    """One process per GPU; waits for all.
+
+    Raises:
+        UserError: shards failed; what they said stands above.
+    """
+    processes = []
+    for number in range(count):
+        command = [sys.executable, *script, *argv]
+        command += ["--shard", str(number), "--num_shards", str(count)]
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": _visible_gpu(number)}
+        processes.append(subprocess.Popen(command, env=environment))
+    codes = [process.wait() for process in processes]
+    if any(codes):
+        failed = [str(number) for number, code in enumerate(codes) if code]
+        raise UserError(
+            f"shards {', '.join(failed)} of {count} stopped, see above; run this again to resume"
+        )
+
+
+def _visible_gpu(number: int) -> str:
+    """The number-th GPU of those that we may use, as a process of its own should see it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else []
+    return names[number % len(names)] if names else str(number)
+
+
+def _predict_shard(args, films, path: Path, make_searcher) -> None:
+    """Answer what the shard's file does not answer yet."""
+    if args.retry_failed and path.is_file():
+        _drop_failed(path)
+    with PredictionWriter(path) as writer:
+        if writer.dropped_torn_line:
+            print(f"{path}: dropped a torn last line", file=sys.stderr)
+        todo = [(vid, [a for a in asked if a.query_id not in writer.done]) for vid, asked in films]
+        total = sum(len(asked) for _, asked in todo)
+        if not total:
+            return
+        searcher, source = _prepare(args, make_searcher)
+        from tqdm import tqdm
+
+        with tqdm(total=total, unit="query", desc=path.stem, file=sys.stderr) as progress:
+            for vid, asked in todo:
+                for prediction in _film_predictions(args, searcher, source, vid, asked):
+                    writer.write(prediction)
+                    progress.update()
+
+
+def _prepare(args, make_searcher) -> tuple[FilmSearcher, FeatureSource]:
+    from revisionllm.data.feature_store import open_features
+
+    if not Path(args.checkpoint).exists():
+        raise UserError(
+            f"no checkpoint at {args.checkpoint}; checkpoints/README.md says what makes it"
+        )
+    store = open_features(args.features)
+    searcher = make_searcher(args)
+    config = next(e for e in searcher.engines.values() if hasattr(e, "model")).model.config
+    return searcher, FeatureSource(store, config, args, searcher.needs_words)
+
+
+class FeatureSource:
+    """Frame features of films and text features of queries, as the flags name them."""
+
+    def __init__(self, store, config, args: argparse.Namespace, needs_words: bool) -> None:
+        self.store, self.config = store, config
+        self._clip = self._records = None
+        if args.text_features == FROM_CLIP:
+            from revisionllm.model.clip import load_clip
+
+            if config.clip is None:
+                raise UserError(f"{args.checkpoint} names no CLIP; give --text_features FOLDER")
+            self._clip = load_clip(config.clip, device=args.device)
+        elif args.text_features != NO_TEXT:
+            from revisionllm.data.lmdb_records import LmdbRecords
+
+            if not Path(args.text_features).exists():
+                raise UserError(
+                    f"no text features at {args.text_features}; data/README.md says which"
+                    " extractor makes them, --text_features clip computes them now"
+                )
+            self._records = LmdbRecords(args.text_features)
+        elif needs_words:
+            raise UserError("segments need the words of the queries: --text_features none")
+
+    def film(self, vid: str, duration_s: float) -> EvalFilm:
+        """A film's features. Raises UserError if they are missing."""
+        from revisionllm.eval.film_search import EvalFilm
+
+        rows = self.store.read(vid)
+        fps = float(self.store.metadata(vid).get("feature_fps", self.config.feature_fps))
+        return EvalFilm(vid, rows, fps, duration_s)
+
+    def query(self, annotation: Annotation) -> EvalQuery:
+        """A query with its text features. Raises UserError if they are missing."""
+        from revisionllm.data.lmdb_records import read_query
+        from revisionllm.eval.film_search import EvalQuery
+
+        query = EvalQuery(
+            annotation.query_id, annotation.sentence, [(annotation.start_s, annotation.end_s)]
+        )
+        if self._records is not None:
+            words, feature = read_query(self._records, annotation.query_id)
+            return replace(query, words=words, feature=feature)
+        if self._clip is not None:
+            tokens, sentence = self._clip.encode_texts([annotation.sentence])
+            return replace(
+                query, words=np.asarray(tokens[0]), feature=np.asarray(sentence[0]).reshape(-1)
+            )
+        return query
+
+
+def _film_predictions(args, searcher, source: FeatureSource, vid, asked) -> Iterator[Any]:
+    """Predictions of a film's queries; those that cannot be answered are failures with a reason."""
+    from revisionllm.eval.film_search import EvalQuery
+
+    if not asked:
+        return
+    duration_s = asked[0].duration_s
+
+    def failures(annotations, error: Exception) -> Iterator[Any]:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        for a in annotations:
+            query = EvalQuery(a.query_id, a.sentence, [(a.start_s, a.end_s)])
+            yield searcher.failed(vid, duration_s, query, reason)
+
+    try:
+        film = source.film(vid, duration_s)
+    except (UserError, OSError, ValueError) as error:
+        yield from failures(asked, error)
+        return
+    for first in range(0, len(asked), args.queries_per_batch):
+        queries, batch = [], []
+        for annotation in asked[first : first + args.queries_per_batch]:
+            try:
+                queries.append(source.query(annotation))
+                batch.append(annotation)
+            except (UserError, OSError, ValueError) as error:
+                yield from failures([annotation], error)
+        if not queries:
+            continue
+        try:
+            predictions = searcher.ground(film, queries)
+        except (UserError, OSError, ValueError) as error:
+            yield from failures(batch, error)
+            continue
+        yield from predictions
+
+
+def _drop_failed(path: Path) -> None:
+    from revisionllm.eval.predictions import write_predictions
+
+    write_predictions(path, [p for p in read_predictions(path) if p.status == "ok"])
+
+
+def _merge(shards: Sequence[Path], folder: Path, wanted: set[str]) -> Path | None:
+    """The merged file, once the shards answer all queries."""
+    if not all(path.is_file() for path in shards):
+        return None
+    done = {prediction.qid for path in shards for prediction in read_predictions(path)}
+    if not wanted <= done:
+        print(f"{len(wanted - done)} queries are left for other shards", file=sys.stderr)
+        return None
+    merged = folder / "predictions.jsonl"
+    predictions = merge_shards(shards, merged)
+    failed = [prediction for prediction in predictions if prediction.status == "failed"]
+    print(f"{merged}: {len(predictions)} queries, {len(failed)} failed", file=sys.stderr)
+    for prediction in failed[:5]:
+        print(f"  failed: {prediction.qid}: {prediction.reason}", file=sys.stderr)
+    return merged
+
+
+def search_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of `search_many` that the flags set, with the checkpoint's calibration."""
+    import json
+
+    from revisionllm.grounding import calibration
+
+    stored = Path(args.checkpoint) / "calibration.json"
+    fitted = None
+    if stored.is_file():
+        fitted = calibration.from_dict(json.loads(stored.read_text(encoding="utf-8")))
+    return {
+        "threshold": args.threshold,
+        "top_k": args.top_k,
+        "nms_iou": args.nms_iou,
+        "calibration": fitted,
+    }
+
+
+def print_scores(path: Path) -> None:
+    """Print the table of `revisionllm eval score` for a predictions file."""
+    from revisionllm.eval import cli
+
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    cli.run(parser.parse_args(["score", str(path)]))

@@ -1,0 +1,146 @@
+"""The predicting commands end to end on a tiny evaluation: answers, shards, resuming, failures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_evaluation import FILMS, write_evaluation
+
+from revisionllm.eval import predict_segments, predict_windows
+from revisionllm.eval.predictions import read_predictions
+from revisionllm.grounding.windows import dense_windows
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_evaluation(tmp_path_factory.mktemp("evaluation"))
+
+
+def flags(tiny, run: str, output: Path, *more: str) -> list[str]:
+    shared = {name: tiny[name] for name in ("data_path", "features", "text_features")}
+    values = {"checkpoint": tiny[run], "output": str(output), "device": "cpu", **shared}
+    return [part for name, value in values.items() for part in (f"--{name}", value)] + list(more)
+
+
+def lines(folder: Path) -> list[str]:
+    """The merged file without what a clock says."""
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["cost"].pop("seconds")
+    return [json.dumps(row) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def dense(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dense")
+    assert predict_windows.main(flags(tiny, "dense", folder)) == 0
+    return folder
+
+
+def test_every_window_of_every_query_is_answered(dense, capsys):
+    predictions = read_predictions(dense / "predictions.jsonl")
+    assert [p.qid for p in predictions] == sorted((f"q{i}" for i in range(10)), key=by_film)
+    for prediction in predictions:
+        assert prediction.status == "ok" and prediction.run == "dense"
+        assert prediction.gt == [(1.0, 5.0)]
+        windows = dense_windows(FILMS[prediction.vid], window_s=12.0, stride_s=6.0)
+        assert [w.index for w in prediction.windows] == [w.index for w in windows]
+        assert prediction.cost.dense_windows == len(windows)
+        assert prediction.cost.llm_tokens > 0
+        scores = [moment.score for moment in prediction.moments]
+        assert scores == sorted(scores, reverse=True)
+        for moment in prediction.moments:
+            assert set(moment.parts) == {"presence", "entropy", "cosine"}
+            assert 0 <= moment.start_s < moment.end_s <= prediction.duration_s
+
+
+def by_film(qid: str) -> tuple[int, str]:
+    return int(qid[1:]) % 3, qid
+
+
+def test_prints_the_scores(tiny, tmp_path, capsys):
+    assert predict_windows.main(flags(tiny, "dense", tmp_path, "--limit", "2")) == 0
+    assert "R1" in capsys.readouterr().out.replace("@", "")
+
+
+def test_shards_give_the_same_file(tiny, dense, tmp_path, capsys):
+    for shard in ("1", "0"):
+        more = ["--shard", shard, "--num_shards", "2", "--queries_per_batch", "2"]
+        assert (tmp_path / "predictions.jsonl").exists() is False
+        assert predict_windows.main(flags(tiny, "dense", tmp_path, *more)) == 0
+    wanted = [json.loads(line) for line in lines(dense)]
+    for found, expected in zip(map(json.loads, lines(tmp_path)), wanted, strict=True):
+        assert found["qid"] == expected["qid"]
+        assert [w["answer"] for w in found["windows"]] == [w["answer"] for w in expected["windows"]]
+        for moment, other in zip(found["moments"], expected["moments"], strict=True):
+            assert moment["start_s"] == other["start_s"]
+            assert moment["score"] == pytest.approx(other["score"], abs=1e-5)
+    assert predict_windows.main(flags(tiny, "dense", tmp_path)) == 2  # of two shards, not of one
+    assert "--num_shards" in capsys.readouterr().err
+
+
+def test_a_killed_run_goes_on(tiny, dense, tmp_path, capsys):
+    whole = (dense / "shard-0-of-1.jsonl").read_text().splitlines(keepends=True)
+    shard = tmp_path / "shard-0-of-1.jsonl"
+    shard.write_text("".join(whole[:6]) + whole[6][:30])
+    assert predict_windows.main(flags(tiny, "dense", tmp_path)) == 0
+    assert "dropped a torn last line" in capsys.readouterr().err
+    assert "".join(shard.read_text().splitlines(keepends=True)[:6]) == "".join(whole[:6])
+    assert len(read_predictions(tmp_path / "predictions.jsonl")) == 10
+
+
+def test_what_cannot_be_answered_is_a_failure(tiny, tmp_path, capsys):
+    annotations = json.loads(Path(tiny["data_path"]).read_text())
+    annotations["q0"]["movie"] = annotations["q3"]["movie"] = "no_such_film"
+    annotations["new"] = dict(annotations["q1"])  # without text features
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps(annotations))
+    argv = flags(tiny | {"data_path": str(changed)}, "dense", tmp_path / "out")
+    assert predict_windows.main(argv) == 0
+    predictions = {p.qid: p for p in read_predictions(tmp_path / "out" / "predictions.jsonl")}
+    failed = {qid: p.reason for qid, p in predictions.items() if p.status == "failed"}
+    assert set(failed) == {"q0", "q3", "new"}
+    assert "no_such_film" in failed["q0"] and "new" in failed["new"]
+    assert "3 failed" in capsys.readouterr().err
+    argv = flags(tiny, "dense", tmp_path / "out", "--retry_failed", "--limit", "10")
+    (tmp_path / "out" / "predictions.jsonl").unlink()
+    assert predict_windows.main(argv) == 0
+    assert all(p.status == "ok" for p in read_predictions(tmp_path / "out" / "predictions.jsonl"))
+
+
+def test_segments_and_their_restriction(tiny, dense, tmp_path):
+    more = ["--num_segments", "8"]
+    assert predict_segments.main(flags(tiny, "long", tmp_path / "all", *more)) == 0
+    everywhere = read_predictions(tmp_path / "all" / "predictions.jsonl")
+    for prediction in everywhere:
+        segments = dense_windows(FILMS[prediction.vid], window_s=12.0, stride_s=3.0)
+        assert prediction.cost.segments == len(segments)
+        assert {moment.level for moment in prediction.moments} <= {"long_8"}
+        positive = [w for w in prediction.windows if w.answer != "Not Present"]
+        assert bool(prediction.moments) == bool(positive)
+    assert any(prediction.moments for prediction in everywhere)
+    argv = flags(tiny, "long", tmp_path / "some", *more, "--grounding_path", str(dense))
+    assert predict_segments.main(argv) == 0
+    for prediction in read_predictions(tmp_path / "some" / "predictions.jsonl"):
+        assert prediction.status == "ok"
+        assert prediction.cost.segments >= min(
+            8, len(dense_windows(FILMS[prediction.vid], window_s=12.0, stride_s=3.0))
+        )
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("checkpoint", "no checkpoint at"),
+        ("data_path", "no annotations at"),
+        ("features", "feature store not found"),
+        ("text_features", "no text features at"),
+    ],
+)
+def test_missing_input_is_one_line(tiny, tmp_path, capsys, name, message):
+    argv = [*flags(tiny, "dense", tmp_path), f"--{name}", str(tmp_path / "nothing")]
+    assert predict_windows.main(argv) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error

@@ -1,7 +1,7 @@
 # Sourced by every script here. POSIX sh: `sh` is dash on Debian and Ubuntu.
 #
-#   use_environment run|test   make, install or reuse the environment; sets PY
-#   run COMMAND...             become the command; DRY_RUN=1 prints it instead
+#   use_environment run|train|test   make, install or reuse the environment; sets PY
+#   run COMMAND...                   become the command; DRY_RUN=1 prints it instead
 #
 # The environment is the active virtual environment if there is one, otherwise .venv in the repository.
 # PYTHON=/path/to/python chooses the Python that .venv is made with.
@@ -45,7 +45,7 @@ find_python() { # prints a Python >= 3.10 that can make a virtual environment
  install one (Debian, Ubuntu: apt install python3-venv) or name it with PYTHON=/path/to/python"
 }
 
-use_environment() { # $1: run, or test for what the tests need as well
+use_environment() { # $1: run, train (with DeepSpeed) or test (with everything the tests need)
     PY=python
     [ "${DRY_RUN:-0}" != 1 ] || return 0
     environment=$ROOT/.venv
@@ -59,35 +59,38 @@ use_environment() { # $1: run, or test for what the tests need as well
     PY=$environment/bin/python
     is_new_enough "$PY" || fail "$environment holds $("$PY" --version 2>&1), not Python 3.10 or newer;\
  leave it (deactivate) or remove it, then run this again"
-    # the stamp of the last installation lets the next run start at once
-    stamp=$environment/revisionllm-$1.stamp
-    wanted=$(installation "$1")
-    if [ ! -x "$environment/bin/revisionllm" ] || [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-        install "$1" || fail "could not install everything; see above, then run this again"
-        installation run >"$environment/revisionllm-run.stamp"
-        echo "$wanted" >"$stamp"
+    # a stamp of what was installed lets the next run start at once
+    wanted=$(state_of_requirements)
+    installed=$(cat "$environment/revisionllm-$1.stamp" 2>/dev/null || true)
+    if [ ! -x "$environment/bin/revisionllm" ] || [ "$installed" != "$wanted" ]; then
+        echo "installing into $environment; the first time takes a few minutes" >&2
+        install "$1" >&2 || fail "could not install everything; see above, then run this again"
     fi
 }
 
-installation() { # prints what an installation depends on: place, Python, requirements
+state_of_requirements() { # prints what an installation depends on: place, Python, files
     "$PY" -c 'import sys; print(*sys.version_info[:3])'
-    (cd "$ROOT" && pwd && cat setup.py pyproject.toml requirements.txt | cksum)
-    [ "$1" = run ] || cksum <"$ROOT/requirements-dev.txt"
+    (cd "$ROOT" && pwd && cat setup.py pyproject.toml requirements.txt requirements-dev.txt | cksum)
 }
 
-install() (
-    cd "$ROOT"
-    echo "installing into $environment; the first time takes a few minutes" >&2
-    "$PY" -m pip --version >/dev/null 2>&1 || "$PY" -m ensurepip >&2 || return
-    set -- "$1" "$PY" -m pip install --disable-pip-version-check
-    kind=$1
-    shift
-    if [ "$kind" = run ]; then
-        "$@" -e . >&2
-    else # lmms-eval: its own code is enough for our tests, without its hundred dependencies
-        "$@" -e . -r requirements-dev.txt >&2 && "$@" --no-deps lmms-eval==0.7.3 >&2
-    fi
-)
+install() {
+    "$PY" -m pip --version >/dev/null 2>&1 || "$PY" -m ensurepip || return
+    case $1 in # what a larger installation holds is marked as installed too
+        run) pip_install -e "$ROOT" && mark run ;;
+        train) pip_install -e "$ROOT[train]" && mark run train ;;
+        test) # lmms-eval: its own code is enough for our tests, without its hundred dependencies
+            pip_install -e "$ROOT[train]" -r "$ROOT/requirements-dev.txt" &&
+                pip_install --no-deps lmms-eval==0.7.3 && mark run train test ;;
+    esac
+}
+
+pip_install() {
+    "$PY" -m pip install --disable-pip-version-check "$@"
+}
+
+mark() {
+    for kind in "$@"; do echo "$wanted" >"$environment/revisionllm-$kind.stamp"; done
+}
 
 run() {
     if [ "${DRY_RUN:-0}" = 1 ]; then

@@ -84,7 +84,7 @@ class DenseEngine:
         self.budget = Budget.of(model.llm, budget_mb)
         self.choices = Choices(span_grammar(model))
         self.cost = EngineCost()
-        self._decoder = Decoder(
+        self.decoder = Decoder(
             model.llm,
             self.choices,
             self.budget,
@@ -122,7 +122,7 @@ class DenseEngine:
         self._film = film
         answers: list[WindowAnswer | None] = [None] * len(questions)
         with torch.inference_mode(), packed_attention(self.model.llm):
-            for ask in self._decoder.run(self._work(questions, sentences, features)):
+            for ask in self.decoder.run(self._work(questions, sentences, features)):
                 answers[ask.position] = self._to_answer(ask, questions[ask.position].window)
         if film is None:
             self._kept = []

@@ -90,7 +90,10 @@ def html_page(runs: Mapping[str, Scored], pictures: Pictures, *, num_examples: i
         caption = "confidence of the best moment against the share with IoU >= 0.5"
         parts += ["<h2>Reliability</h2>", _figure(pictures.reliability, caption)]
     for query, picture in pictures.qualitative:
-        parts += [f"<h2>{escape(query)}</h2>", _figure(picture, "frames, truth and best moments")]
+        parts += [
+            f"<h2>{escape(query)}</h2>",
+            _figure(picture, "the true and the best predicted moments"),
+        ]
     parts += _examples(runs, num_examples)
     parts += [
         f"<h2>{escape(name)}: what was not used</h2>" + _lines(scored)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The table of the README: the grounder, CLIP retrieval and chance on held-out films of an hour.
-# Reads checkpoints/demo/. Arguments go to revisionllm/demo/benchmark.py.
+# The README's table: the grounder, CLIP retrieval and chance on films of an hour that no training saw.
+# Reads checkpoints/demo, renders its films first. Arguments go to revisionllm/demo/benchmark.py.
 . "$(dirname -- "$0")/../common.sh"
 use_environment run
 cd "$ROOT"

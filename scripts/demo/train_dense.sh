@@ -1,8 +1,9 @@
 #!/bin/sh
-# The demo's small LLaMA, taught dense grounding on windows of rendered films.
-# Reads checkpoints/demo/clip (train_clip.sh), writes checkpoints/demo/{base,dense}, resumes when killed.
+# The demo's LLM and frame adapter, taught dense grounding on windows of rendered films: some hours on
+# 2 cores (checkpoints/demo/README.md). Reads checkpoints/demo/clip, which train_clip.sh writes; writes
+# checkpoints/demo/base and dense, and continues when it was killed.
 # Arguments go to revisionllm/demo/train_dense.py.
 . "$(dirname -- "$0")/../common.sh"
 use_environment run
 cd "$ROOT"
-run "$PY" revisionllm/demo/train_dense.py "$@"
+run "$PY" revisionllm/demo/train_dense.py --films 64 --steps 5600 --caption_steps 700 "$@"

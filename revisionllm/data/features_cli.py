@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from revisionllm.data.feature_extraction.options import add_extraction_arguments
 from revisionllm.errors import EXIT_BAD_INPUT, UserError
 
 if TYPE_CHECKING:
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
 
     from revisionllm.data.feature_store import FeatureStore
 
-DEFAULT_CLIP = "checkpoints/clip/ViT-L-14.pt"
 DEFAULT_FEATURE_FPS = 5.0
-VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm", ".wmv")
 ROWS_PER_READ = 4096
 
 
@@ -55,29 +54,7 @@ def _add_extract(verbs: argparse._SubParsersAction) -> None:
     extract = verbs.add_parser("extract", help="videos -> one .npy of CLIP features each")
     extract.add_argument("videos", nargs="+", metavar="VIDEO", help="video files or folders")
     extract.add_argument("--out", required=True, help="folder for <video name>.npy and .json")
-    extract.add_argument(
-        "--clip",
-        default=DEFAULT_CLIP,
-        help="CLIP folder, OpenAI .pt file or open_clip NAME:TAG (default: %(default)s)",
-    )
-    extract.add_argument(
-        "--feature_fps",
-        type=float,
-        default=DEFAULT_FEATURE_FPS,
-        help="features per second: MAD 5, chapters 2 (default: %(default)s)",
-    )
-    extract.add_argument(
-        "--batch_size", type=int, default=64, help="frames per CLIP pass (default: %(default)s)"
-    )
-    extract.add_argument(
-        "--dtype",
-        choices=["float16", "float32"],
-        default="float16",
-        help="stored numbers (default: %(default)s)",
-    )
-    extract.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)"
-    )
+    add_extraction_arguments(extract, default_fps=DEFAULT_FEATURE_FPS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,59 +64,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _extract(args: argparse.Namespace) -> int:
-    if args.feature_fps <= 0 or args.batch_size < 1:
-        raise UserError("--feature_fps must be above 0 and --batch_size at least 1")
-    outputs = _output_paths(args.videos, Path(args.out))
+    from revisionllm.data.feature_extraction.videos import ExtractionSettings, extract_videos
 
-    from revisionllm.data.feature_extraction.frames import extract_features
-    from revisionllm.model.clip import load_clip
-
-    clip = load_clip(args.clip, device=args.device)
-    failures: list[str] = []
-    for out_path, video in outputs.items():
-        try:
-            made = extract_features(
-                video,
-                clip,
-                feature_fps=args.feature_fps,
-                out_path=out_path,
-                batch_size=args.batch_size,
-                dtype=args.dtype,
-            )
-        except UserError as error:
-            failures.append(f"{video}: {error}")
-            print(f"failed: {failures[-1]}", file=sys.stderr)
-            continue
-        how = "already there" if made.reused else "extracted"
-        print(f"{how}: {made.path} {made.num_frames} frames, {made.duration_s:.1f} s", flush=True)
-    if failures:
-        print(f"{len(failures)} of {len(outputs)} videos failed:", file=sys.stderr)
-        for failure in failures:
-            print(f"  {failure}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    return 0
-
-
-def _output_paths(videos: list[str], folder: Path) -> dict[Path, Path]:
-    """Feature file -> video; folders stand for the videos in them."""
-    files: list[Path] = []
-    for video in map(Path, videos):
-        if video.is_dir():
-            found = sorted(p for p in video.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
-            if not found:
-                raise UserError(f"no video files in folder {video}")
-            files += found
-        else:
-            files.append(video)
-    outputs: dict[Path, Path] = {}
-    for file in files:
-        out_path = folder / f"{file.stem}.npy"
-        if outputs.get(out_path, file) != file:
-            raise UserError(
-                f"{outputs[out_path]} and {file} would both become {out_path}; rename one of them"
-            )
-        outputs[out_path] = file
-    return outputs
+    settings = ExtractionSettings(
+        clip=args.clip,
+        feature_fps=args.feature_fps,
+        batch_size=args.batch_size,
+        dtype=args.dtype,
+        device=args.device,
+    )
+    return extract_videos(args.videos, args.out, settings, num_workers=args.num_workers)
 
 
 def _convert(args: argparse.Namespace) -> int:

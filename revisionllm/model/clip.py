@@ -141,7 +141,7 @@ class ClipFeatures:
             UserError: a sentence has more tokens than `context_length`; nothing is cut off.
         """
         texts = [normalise_query(query) for query in queries]
-        lengths = [self._num_tokens(text) for text in texts]
+        lengths = [self._checked_length(query) for query in queries]
         token_features: list[torch.Tensor] = []
         sentences = [torch.zeros(0, self.dim)]
         for start in range(0, len(texts), batch_size):
@@ -172,13 +172,16 @@ class ClipFeatures:
         with torch.autocast(self.device.type, self._dtype, enabled=half):
             return encode(batch.to(self.device)).float().cpu()
 
-    def _num_tokens(self, text: str) -> int:
-        """Tokens of the sentence, start and end-of-text included."""
-        num = _count_tokens(self._tokenizer, text)
+    def num_tokens(self, query: str) -> int:
+        """Tokens of a sentence, start and end-of-text included, before any limit."""
+        return _count_tokens(self._tokenizer, normalise_query(query))
+
+    def _checked_length(self, query: str) -> int:
+        num = self.num_tokens(query)
         if num > self.context_length:
             raise UserError(
                 f"sentence too long for CLIP {self.name}: {num} tokens, at most"
-                f" {self.context_length}; shorten it: {text[:60]!r}..."
+                f" {self.context_length}; shorten it: {query[:60]!r}..."
             )
         return num
 

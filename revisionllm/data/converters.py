@@ -1,0 +1,123 @@
+"""Annotations of the datasets to the two JSON files of training and evaluation.
+
+Used by `mad/mad_to_activitynet.py` and `vidchap7m/chapters*_to_activitynet.py`; what the files look
+like: `annotations.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from revisionllm.data.annotations import (
+    Annotation,
+    evaluation_record,
+    read_annotations,
+    require_good,
+    training_record,
+)
+from revisionllm.errors import UserError
+
+
+def add_converter_arguments(
+    parser: argparse.ArgumentParser, *, annotations: Path, out: Path
+) -> None:
+    """Paths and what to do with bad records."""
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        default=annotations,
+        help="the dataset's file (default: %(default)s)",
+    )
+    parser.add_argument("--out", type=Path, default=out, help="new file (default: %(default)s)")
+    parser.add_argument(
+        "--skip_bad",
+        action="store_true",
+        help="leave out bad records, each of them listed, instead of stopping",
+    )
+
+
+def read_good(path: Path, *, skip_bad: bool) -> list[Annotation]:
+    """The annotations of a file.
+
+    Raises:
+        UserError: the file is missing, empty, or has problems (all listed) and `skip_bad` is off.
+    """
+    if not path.is_file():
+        raise UserError(f"annotations not found: {path}; data/README.md says where they come from")
+    file = read_annotations(path)
+    require_good(path, file.problems, skip_bad=skip_bad)
+    if not file.annotations:
+        raise UserError(f"no annotations in {path}")
+    return file.annotations
+
+
+def convert_training(args: argparse.Namespace, source: str) -> int:
+    """Dataset annotations to the training JSON; returns the exit code."""
+    annotations = read_good(args.annotations, skip_bad=args.skip_bad)
+    _write(args.out, [training_record(annotation, source) for annotation in annotations])
+    _tell(args.out, annotations)
+    return 0
+
+
+def convert_evaluation(args: argparse.Namespace) -> int:
+    """Dataset annotations to the evaluation JSON, queries of the listed videos alone."""
+    annotations = read_good(args.annotations, skip_bad=args.skip_bad)
+    listed = read_video_list(args.videos)
+    chosen = [annotation for annotation in annotations if annotation.video_id in listed]
+    others = [annotation for annotation in annotations if annotation.video_id not in listed]
+    if others:
+        films = sorted({annotation.video_id for annotation in others})
+        print(
+            f"left out {len(others):,} queries of {len(films):,} videos that {args.videos} does"
+            f" not list: {', '.join(films[:5])}{', ...' if len(films) > 5 else ''}",
+            file=sys.stderr,
+        )
+    unasked = listed - {annotation.video_id for annotation in annotations}
+    if unasked:
+        print(f"{len(unasked):,} videos of {args.videos} have no query", file=sys.stderr)
+    if not chosen:
+        raise UserError(f"{args.videos} lists none of the videos of {args.annotations}")
+    _write(args.out, {a.query_id: evaluation_record(a) for a in chosen})
+    _tell(args.out, chosen)
+    return 0
+
+
+def read_video_list(path: Path) -> set[str]:
+    """Video ids of a JSON list, or the keys of a JSON object.
+
+    Raises:
+        UserError: missing or something else.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"list of videos not found: {path}; data/README.md says where it comes from"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(document, (list, dict)) or not all(isinstance(v, str) for v in document):
+        raise UserError(f"{path} must be a list of video ids, or an object with them as keys")
+    return set(document)
+
+
+def _write(path: Path, document: Any) -> None:
+    """Write JSON in one step, one item a line."""
+    from revisionllm.eval.jsonl import write_atomically
+
+    if isinstance(document, list):
+        opening, closing = "[]"
+        items = [json.dumps(item) for item in document]
+    else:
+        opening, closing = "{}"
+        items = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in document.items()]
+    write_atomically(path, f"{opening}\n" + ",\n".join(items) + f"\n{closing}\n")
+
+
+def _tell(path: Path, annotations: list[Annotation]) -> None:
+    films = {annotation.video_id for annotation in annotations}
+    print(f"wrote {path}: {len(annotations):,} queries about {len(films):,} films")

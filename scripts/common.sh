@@ -99,3 +99,64 @@ run() {
         exec "$@"
     fi
 }
+
+# For the training launchers:
+#
+#   need FLAG PATH           --FLAG's default; launch_train stops if it is missing and no other is given
+#   launch_train FLAGS...    one stage on every GPU of this machine; NUM_GPUS=2 takes two. Without a GPU
+#                            NUM_GPUS counts processes on the CPU.
+#
+# Several machines with a shared folder: start the same command on each of them with NNODES, NODE_RANK
+# and MASTER_ADDR set. Under SLURM, `srun --ntasks-per-node=1 sh scripts/mad/stage1_dense.sh` in a job of
+# several nodes is enough: they follow from SLURM's own variables.
+
+NEEDED=
+
+need() {
+    NEEDED="$NEEDED$1 $2
+"
+}
+
+report_missing() { # $@: the flags given; a path given by a flag is for train.py to check
+    missing=$(
+        echo "$NEEDED" | while read -r flag path; do
+            case " $* " in *" --$flag "* | *" --$flag="*) continue ;; esac
+            [ -z "$path" ] || [ -e "$ROOT/$path" ] || [ -e "$ROOT/$path.h5" ] || printf ' %s' "$path"
+        done
+    )
+    [ -n "$missing" ] || return 0
+    message="missing:$missing; data/README.md and checkpoints/README.md say what makes them"
+    [ "${DRY_RUN:-0}" = 1 ] || fail "$message"
+    echo "$message" >&2
+}
+
+count_gpus() {
+    gpus=$( (nvidia-smi -L) 2>/dev/null | grep -c '^GPU') || gpus=1
+    echo "$gpus"
+}
+
+launch_train() {
+    report_missing "$@"
+    use_environment run
+    cd "$ROOT"
+    [ "${DRY_RUN:-0}" = 1 ] || has_training_libraries || "$PY" -m pip install -e '.[train]' >&2 ||
+        fail "could not install what training needs (pip install -e '.[train]'); see above"
+    : "${NUM_GPUS:=$(count_gpus)}"
+    nodes=${NNODES:-${SLURM_NNODES:-1}}
+    if [ "$nodes" -gt 1 ]; then
+        : "${MASTER_ADDR:=$(scontrol show hostnames "${SLURM_JOB_NODELIST:?set MASTER_ADDR}" | head -n 1)}"
+        set -- revisionllm/train/train.py "$@"
+        set -- --master_addr "$MASTER_ADDR" --master_port "${MASTER_PORT:-29500}" "$@"
+        set -- --nnodes "$nodes" --node_rank "${NODE_RANK:-${SLURM_NODEID:-0}}" "$@"
+    else
+        set -- --standalone revisionllm/train/train.py "$@"
+    fi
+    OMP_NUM_THREADS=$((OMP_NUM_THREADS / NUM_GPUS))
+    [ "$OMP_NUM_THREADS" -ge 1 ] || OMP_NUM_THREADS=1
+    run "$PY" -m torch.distributed.run --nproc_per_node "$NUM_GPUS" "$@"
+}
+
+has_training_libraries() {
+    "$PY" -c 'import importlib.util as u, sys
+sys.exit(None in map(u.find_spec, ("accelerate", "deepspeed", "tensorboard")))'
+}

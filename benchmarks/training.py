@@ -1,0 +1,140 @@
+"""Dense training: queries per second, a window's questions packed, against one query per sample.
+
+    python benchmarks/training.py
+    python benchmarks/training.py --layers 1 --rounds 1           # a quick look
+
+A LLaMA of 100 M parameters, with prompts as long as MAD's (250 frames) and 10 questions a window,
+makes training steps of a LoRA, forward and backward, in one process; both ways in turn, best of
+the rounds. The losses of every question are compared as well. Target: at least 4 times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from revisionllm.constants import IGNORE_INDEX, VIDEO_TOKEN_ID
+from revisionllm.model.config import AdapterConfig, RunConfig
+from revisionllm.model.llama import GroundingModel, build_adapter
+from revisionllm.model.lora import new_lora
+from revisionllm.train.losses import QuestionLosses
+
+FRAMES, FEATURE_DIM = 250, 768  # MAD
+# Tokens of a MAD prompt with Vicuna's tokenizer: before the video, behind it for all questions, a
+# question's own, and an answer ("From 05 to 123." has 11, "Not Present" 3).
+BEFORE, SHARED, OWN, ANSWER = 35, 8, 17, 7
+WANTED_RATIO = 4.0
+
+
+def build_model(layers: int) -> QuestionLosses:
+    """LLaMA, frozen linear projector, LoRA of rank 64 on all linear layers; random weights."""
+    config = LlamaConfig(
+        vocab_size=32000,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=layers,
+        num_attention_heads=12,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+    )
+    adapter = AdapterConfig(feature_dim=FEATURE_DIM, hidden_size=768)
+    model = GroundingModel(
+        LlamaForCausalLM(config), build_adapter(adapter), None, RunConfig(adapter=adapter)
+    )
+    model.attach_lora(new_lora(model.llm, dropout=0.0))
+    model.set_trainable(adapter=False, lora=True)
+    return QuestionLosses(model).train()
+
+
+def make_batches(questions: int) -> tuple[dict, dict]:
+    """One window's questions as a plain batch, a row each, and as one packed row."""
+    draw = torch.Generator().manual_seed(0)
+
+    def tokens(*shape: int) -> torch.Tensor:
+        return torch.randint(3, 32000, shape, generator=draw)
+
+    before, shared, own = tokens(BEFORE), tokens(SHARED), tokens(questions, OWN + ANSWER)
+    features = torch.randn(1, FRAMES, FEATURE_DIM, generator=draw)
+    video = torch.tensor([VIDEO_TOKEN_ID])
+    ids = torch.stack([torch.cat([before, video, shared, row]) for row in own])
+    labels = ids.clone()
+    labels[:, :-ANSWER] = IGNORE_INDEX
+    plain = {"input_ids": ids, "labels": labels, "images": features.expand(questions, -1, -1)}
+    prefix = BEFORE + FRAMES + SHARED
+    target = torch.full_like(own, IGNORE_INDEX)
+    target[:, OWN - 1 : -1] = own[:, OWN:]
+    packed = {
+        "images": features,
+        "before_ids": before,
+        "shared_ids": shared,
+        "ids": own.flatten()[None],
+        "labels": target.flatten()[None],
+        "owners": torch.arange(questions).repeat_interleave(OWN + ANSWER)[None],
+        "positions": torch.arange(prefix, prefix + OWN + ANSWER).repeat(questions)[None],
+        "visible": torch.full((1, own.numel()), prefix),
+    }
+    return plain, packed
+
+
+def step(model: QuestionLosses, batch: dict, rows: int | None) -> tuple[torch.Tensor, float]:
+    """Losses of one forward and backward pass, `rows` rows at a time, and its seconds."""
+    started, losses = time.perf_counter(), []
+    count = len(batch["images"])
+    for first in range(0, count, rows or count):
+        part = batch
+        if rows:
+            part = {name: value[first : first + rows] for name, value in batch.items()}
+        loss = model(**part)
+        loss.sum().backward()
+        losses.append(loss.detach())
+    model.zero_grad()
+    return torch.cat(losses), time.perf_counter() - started
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns 0 if packing is fast enough and changes no loss."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--questions", type=int, default=10, help="about one window (10)")
+    parser.add_argument("--layers", type=int, default=12, help="of the LLaMA (12: 109 M)")
+    parser.add_argument("--rounds", type=int, default=3, help="the best one counts (3)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    model = build_model(args.layers)
+    millions = sum(p.numel() for n, p in model.named_parameters() if ".lora_" not in n) / 1e6
+    plain, packed = make_batches(args.questions)
+    ways = {
+        "one query per sample, batch 1": (plain, 1),
+        f"one query per sample, batch {args.questions}": (plain, None),
+        "packed": (packed, None),
+    }
+    step(model, packed, None)  # warms up
+    best: dict[str, float] = {}
+    found: dict[str, torch.Tensor] = {}
+    for _ in range(args.rounds):
+        for name, (batch, rows) in ways.items():
+            found[name], seconds = step(model, batch, rows)
+            best[name] = min(seconds, best.get(name, seconds))
+    print(
+        f"{millions:.0f} M parameters, {args.questions} questions a window, {args.threads} threads"
+    )
+    for name, seconds in best.items():
+        print(f"{name:32} {args.questions / seconds:8.3f} queries/s")
+    ratio = min(seconds for name, seconds in best.items() if name != "packed") / best["packed"]
+    *unpacked, together = found.values()
+    difference = max(float((losses - together).abs().max()) for losses in unpacked)
+    print(f"packed is {ratio:.2f} times as fast (target {WANTED_RATIO:g}), ", end="")
+    print(f"largest difference of a loss {difference:.1e}")
+    return 0 if ratio >= WANTED_RATIO and difference < 1e-3 else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from revisionllm.cli import VERBS
+from revisionllm.cli import VERBS, build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRY_FILES = sorted(
@@ -17,11 +18,6 @@ ENTRY_FILES = sorted(
     for path in (ROOT / "revisionllm").rglob("*.py")
     if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")
 )
-SUB_VERBS = {
-    "features": ("extract", "convert", "verify", "info"),
-    "eval": ("score", "report"),
-}
-
 # Starts a file as `python FILE ARGS` would where the project is not installed; every heavy import
 # fails.
 RUN_BARE = """
@@ -58,11 +54,21 @@ def test_entry_file_answers_help(entry_file: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def commands_below(verb: str | None) -> list[list[str]]:
+    """The verb and its sub-commands, as words of a command line."""
+    if verb is None:
+        return [[]]
+    verbs = next(
+        a for a in build_parser(verb)._actions if isinstance(a, argparse._SubParsersAction)
+    )
+    actions = verbs.choices[verb]._actions
+    nested = [a.choices for a in actions if isinstance(a, argparse._SubParsersAction)]
+    return [[verb], *([verb, name] for choices in nested for name in choices)]
+
+
 @pytest.mark.parametrize("verb", [None, *VERBS])
 def test_verb_answers_help(verb: str | None, tmp_path: Path) -> None:
-    commands = [[verb, sub_verb] for sub_verb in SUB_VERBS.get(verb, ())]
-    commands.append([verb] if verb else [])
-    for command in commands:
+    for command in commands_below(verb):
         code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from revisionllm.cli import main; "
         heavy = "sys.modules.update(dict.fromkeys(('torch', 'transformers', 'av', 'matplotlib'))); "
         arguments = [*command, "--help"]

@@ -1,4 +1,4 @@
-"""`revisionllm eval score` and `revisionllm eval report`.
+"""`revisionllm eval score`, `report`, `run` and `calibrate`.
 
 revisionllm eval score predictions.jsonl
 revisionllm eval score hl_val_submission.jsonl highlight_val_release.jsonl --output out/score
@@ -8,6 +8,7 @@ revisionllm eval report checkpoints/a checkpoints/b --output out/report
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 import sys
@@ -20,6 +21,11 @@ from revisionllm.errors import UserError
 if TYPE_CHECKING:
     from revisionllm.eval.scoring import Scored
 
+# sub-commands in modules of their own, with add_arguments(parser) and run(args) -> exit code
+MODULES = {
+    "run": ("revisionllm.eval.run", "search films for all queries of an annotation file"),
+    "calibrate": ("revisionllm.eval.calibrate", "fit confidence on validation predictions"),
+}
 STAGES = ("search", "dense")  # where a run folder keeps predictions to score, in this order
 
 
@@ -46,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     report.add_argument("--films", help="a film, or a folder of <video id>.mp4, for their frames")
     report.add_argument("--examples", type=int, default=5, help="best and worst queries per run")
     _common(report)
+    for name, (module, help_text) in MODULES.items():
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        importlib.import_module(module).add_arguments(command)
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +71,9 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run `score` or `report`; returns 0."""
+    """Run a sub-command; returns its exit code."""
+    if args.command in MODULES:
+        return importlib.import_module(MODULES[args.command][0]).run(args)
     return run_score(args) if args.command == "score" else run_report(args)
 
 

@@ -1,6 +1,7 @@
-"""`revisionllm eval run`: the whole recursion over an annotation file, coarse to fine with skipping.
+"""`revisionllm eval run`: the whole recursion over an annotation file, with real skipping.
 
-revisionllm eval run --checkpoint checkpoints/mad_stage1_dense --long checkpoints/mad_stage2_long_100
+revisionllm eval run                              # MAD test, the dense run, planned
+revisionllm eval run --long checkpoints/mad_stage2_long_100 checkpoints/mad_stage2_long_33
 revisionllm eval run --plan "cosine > dense"      # text-frame cosine first, then dense windows
 revisionllm eval run --plan exhaustive            # every dense window, as stage 1
 
@@ -156,15 +157,20 @@ def _chosen(plans: list[Plan], name: str, order: str) -> list[Plan]:
 
 
 def llm_shape(model) -> ModelShape:
-    """What the planner needs to know of a dense run's LLM."""
+    """What the planner needs to know of a dense run's LLM and prompts."""
+    from revisionllm.engine.dense import PROBES, shared_tokens
+
     config, llm = model.config, model.llm.config
-    before, after = model.prompt_pieces(model.question("x"))
+    suffixes = [model.prompt_pieces(model.question(probe))[1] for probe in PROBES]
+    typical = model.prompt_pieces(model.question("a man opens a door"))
+    shared = len(shared_tokens(suffixes))
     return ModelShape(
         llm.hidden_size,
         llm.num_hidden_layers,
         llm.intermediate_size,
         frames_per_window=config.frames_per_window,
-        prefix_text_tokens=len(before) + len(after) // 2,
+        prefix_text_tokens=len(typical[0]) + shared,
+        question_tokens=len(typical[1]) - shared + 1,
         feature_dim=config.adapter.feature_dim,
     )
 

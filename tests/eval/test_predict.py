@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_evaluation import FILMS, write_evaluation
 
+from revisionllm.cli import main
 from revisionllm.eval import predict_segments, predict_windows
 from revisionllm.eval.predictions import read_predictions
 from revisionllm.grounding.windows import dense_windows
@@ -144,3 +146,66 @@ def test_missing_input_is_one_line(tiny, tmp_path, capsys, name, message):
     assert predict_windows.main(argv) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error
+
+
+def searched(tiny, output: Path, *more: str) -> list:
+    """Predictions of `revisionllm eval run`."""
+    assert main(["eval", "run", *flags(tiny, "dense", output, *more)]) == 0
+    return read_predictions(output / "predictions.jsonl")
+
+
+def test_run_skips_windows(tiny, dense, tmp_path, capsys):
+    plan = ["--plan", "cosine > dense", "--keep", "0.2"]
+    found = searched(tiny, tmp_path / "cosine", *plan)
+    everywhere = read_predictions(dense / "predictions.jsonl")
+    assert sum(p.cost.dense_windows for p in found) < sum(p.cost.dense_windows for p in everywhere)
+    answers = {(p.qid, w.index): w.answer for p in everywhere for w in p.windows}
+    for prediction in found:
+        assert prediction.status == "ok" and prediction.windows
+        assert all(answers[prediction.qid, w.index] == w.answer for w in prediction.windows)
+    assert "plan for film_a: cosine > dense" in capsys.readouterr().err
+
+
+def test_run_exhaustive_equals_stage_one(tiny, dense, tmp_path):
+    searched(tiny, tmp_path, "--plan", "exhaustive")
+    assert lines(tmp_path) == lines(dense)
+
+
+@pytest.mark.parametrize("order", ["coarse_to_fine", "fine_to_coarse"])
+def test_run_through_long_levels(tiny, tmp_path, order):
+    plan = ["--no-cosine", "--long", tiny["long"], "--plan", "long_100 > dense"]
+    found = searched(tiny, tmp_path, *plan, "--order", order)
+    assert sum(prediction.cost.segments for prediction in found) > 0
+    for prediction in found:
+        assert prediction.status == "ok" and prediction.cost.dense_windows > 0
+        assert prediction.moments and prediction.moments[0].level == "dense"
+
+
+def test_run_plans_for_itself_and_names_plans(tiny, tmp_path, capsys):
+    searched(tiny, tmp_path, "--limit", "3")
+    assert "plan for film_a: " in capsys.readouterr().err
+    argv = ["eval", "run", *flags(tiny, "dense", tmp_path / "x", "--plan", "fast")]
+    assert main(argv) == 2
+    assert "'exhaustive'" in capsys.readouterr().err
+
+
+def test_calibration_is_stored_and_used(tiny, dense, tmp_path, capsys):
+    import shutil
+
+    run = tmp_path / "dense"
+    shutil.copytree(tiny["dense"], run)
+    config = json.loads((run / "config.json").read_text())
+    config["base"] = str(Path(tiny["dense"]).parent / "base")
+    (run / "config.json").write_text(json.dumps(config))
+    assert main(["eval", "calibrate", str(dense), "--checkpoint", str(run)]) == 0
+    assert capsys.readouterr().out.count("ECE ") == 3
+    stored = json.loads((run / "calibration.json").read_text())
+    assert stored["kind"] == "logistic" and stored["names"] == ["cosine", "entropy", "presence"]
+    argv = flags(tiny | {"dense": str(run)}, "dense", tmp_path / "out")
+    assert predict_windows.main(argv) == 0
+    moment = read_predictions(tmp_path / "out" / "predictions.jsonl")[0].moments[0]
+    total = stored["bias"] + sum(
+        weight * moment.parts[name]
+        for name, weight in zip(stored["names"], stored["weights"], strict=True)
+    )
+    assert moment.score == pytest.approx(1 / (1 + np.exp(-total)), abs=1e-6)

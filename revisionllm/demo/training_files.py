@@ -67,10 +67,8 @@ def query_records(records: dict[str, dict], clip: Any) -> Iterator[tuple[str, di
     """Word and sentence features of every query."""
     for query_id, record in records.items():
         tokens, sentence = clip.encode_texts([record["sentence"]])
-        yield query_id, {
-            "token_features": tokens[0].numpy(),
-            "cls_features": sentence[0].numpy(),
-        }
+        arrays = {"token_features": tokens[0].numpy(), "cls_features": sentence[0].numpy()}
+        yield query_id, arrays
 
 
 def write_files(args: argparse.Namespace) -> None:

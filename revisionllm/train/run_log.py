@@ -18,9 +18,9 @@ METRICS = "metrics.jsonl"
 
 
 def set_up_logging(run: Path, *, is_main: bool) -> None:
-    """Log lines to stderr and `<run>/log.txt`; other processes than the main one only warn."""
+    """Log lines to stderr and `<run>/log.txt`; the other processes log errors alone."""
     root = logging.getLogger()
-    root.setLevel(logging.INFO if is_main else logging.WARNING)
+    root.setLevel(logging.INFO if is_main else logging.ERROR)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if is_main:
         run.mkdir(parents=True, exist_ok=True)

@@ -76,48 +76,49 @@ def train(args: TrainArguments) -> None:
     Raises:
         UserError: data that cannot be used, or a run folder made with other arguments.
     """
-    import torch
-
     from revisionllm.train import checkpoints
-    from revisionllm.train.initial import initial_model, training_dtype
-    from revisionllm.train.losses import QuestionLosses
-    from revisionllm.train.run_log import RunLog, set_up_logging
-    from revisionllm.train.trainer import (
-        GroundingTrainer,
-        Resume,
-        WholeRun,
-        total_steps,
-        trainer_arguments,
-    )
+    from revisionllm.train.run_log import set_up_logging
+    from revisionllm.train.trainer import total_steps
 
     run = Path(args.output_dir)
     set_up_logging(run, is_main=rank() == 0)
-    if torch.cuda.is_available() and args.device != "cpu":
-        torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
-    else:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     dataset, sampler = training_data(args)
     steps = total_steps(args, sampler)
-    checkpoint = checkpoints.newest_complete(run)
     facts = {"total_steps": steps, "world_size": world_size(), "arguments": asdict(args)}
+    checkpoint = checkpoints.newest_complete(run)
     if checkpoint is not None:
         check_same(checkpoint.facts, facts, run)
-    if is_finished(run, checkpoint, steps):
-        log.info("%s is trained already: %d steps; nothing to do", run, steps)
-        return
+        if is_finished(run, checkpoint, steps):
+            log.info("%s is trained already: %d steps; nothing to do", run, steps)
+            return
+        log.info("continuing from %s", checkpoint.folder)
     for line in dataset.report():
         log.info(line)
+    trainer = build_trainer(args, sampler, checkpoint, facts)
+    if rank() == 0:
+        write_json(run / ARGS_NAME, facts)
+    trainer.train()
+    save(trainer, run)
 
-    torch.manual_seed(args.seed)  # new parts start alike on every process
-    dtype = training_dtype(args)
+
+def build_trainer(
+    args: TrainArguments, sampler: Any, checkpoint: Any, facts: dict[str, Any]
+) -> Any:
+    """Model, batches, log and what resumes, put together."""
+    from revisionllm.train.initial import initial_model, training_dtype
+    from revisionllm.train.losses import QuestionLosses
+    from revisionllm.train.run_log import RunLog
+    from revisionllm.train.trainer import GroundingTrainer, Resume, WholeRun, trainer_arguments
+
+    prepare_device(args)
+    dtype, steps = training_dtype(args), facts["total_steps"]
     model = initial_model(args, dtype=dtype, offload=is_offloaded(args))
     if args.gradient_checkpointing:
         with warnings.catch_warnings():  # its coming name is not in all versions that we support
             warnings.simplefilter("ignore", FutureWarning)
             model.llm.gradient_checkpointing_enable({"use_reentrant": False})
     describe_run(args, model, steps, sampler)
-    batches = WholeRun(sampler, steps)
-    batches.first_step = checkpoint.step if checkpoint else 0
+    batches = WholeRun(sampler, steps, first_step=checkpoint.step if checkpoint else 0)
     trainer = GroundingTrainer(
         QuestionLosses(model),
         trainer_arguments(args, dtype=dtype, accumulation=sampler.batches_per_step, steps=steps),
@@ -128,19 +129,25 @@ def train(args: TrainArguments) -> None:
     )
     trainer.add_callback(Resume(trainer, checkpoint))
     if rank() == 0:
-        write_json(run / ARGS_NAME, facts)
-        trainer.add_callback(
-            RunLog(
-                run,
-                first_step=batches.first_step,
-                steps_per_epoch=sampler.steps_per_epoch,
-                questions_per_step=args.global_batch_size,
-            )
+        run_log = RunLog(
+            Path(args.output_dir),
+            first_step=batches.first_step,
+            steps_per_epoch=sampler.steps_per_epoch,
+            questions_per_step=args.global_batch_size,
         )
-    if checkpoint is not None:
-        log.info("continuing from %s", checkpoint.folder)
-    trainer.train()
-    save(trainer, run)
+        trainer.add_callback(run_log)
+    return trainer
+
+
+def prepare_device(args: TrainArguments) -> None:
+    """Seeds, so that new parts start alike on every process; TF32 where the GPU has it."""
+    import torch
+
+    torch.manual_seed(args.seed)
+    if torch.cuda.is_available() and args.device != "cpu":
+        torch.set_float32_matmul_precision("high")
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def training_data(args: TrainArguments) -> tuple[Any, Any]:

@@ -36,12 +36,15 @@ class WholeRun:
     Args:
         sampler: one epoch's batches.
         total_steps: optimizer steps of the run.
+        first_step: steps done before.
     """
 
-    def __init__(self, sampler: QuestionBatchSampler, total_steps: int) -> None:
+    def __init__(
+        self, sampler: QuestionBatchSampler, total_steps: int, *, first_step: int = 0
+    ) -> None:
         self.sampler = sampler
         self.total_steps = total_steps
-        self.first_step = 0
+        self.first_step = first_step
 
     def __len__(self) -> int:
         """Of an uninterrupted run."""

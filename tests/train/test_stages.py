@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from model_assets import ASSETS, BASE, PROJECTOR, released
 from tiny_training import flags, losses
 
 from revisionllm.model.config import read_config
@@ -84,6 +85,28 @@ def test_merge_then_new_keeps_the_function_and_names_both_loras(trained, tmp_pat
         before.named_parameters(), after.named_parameters(), strict=True
     ):
         torch.testing.assert_close(one, two, msg=name)
+
+
+def test_mad_dense_starts_from_published_checkpoints(world, tmp_path):
+    """A published LoRA on a published projector is trained on, with our own time mapping."""
+    published = {"base": BASE, "init_projector": PROJECTOR, "init_lora": ASSETS / "ckpt_dense"}
+    argv = flags(world, "dense", **published, lora_init="continue", output_dir=tmp_path / "run")
+    model = initial_model(parse(argv), dtype="float32")
+    before = released("ckpt_dense", lora_mode="frozen")
+    for (name, ours), (_, theirs) in zip(
+        model.named_parameters(), before.named_parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs), name
+        assert ours.requires_grad == (".lora_" in name)
+    assert model.config.time_mapping == "centered"
+    assert model.config.parent == str(ASSETS / "ckpt_dense")
+    assert model.config.window_s == 20
+
+
+def test_sparse_adapter_can_be_trained_for_spans(trained):
+    args = parse(flags(trained, "sparse", sparse_target="span"))
+    model = initial_model(args, dtype="float32")
+    assert (model.config.question, model.config.adapter.output) == ("frames", "segment")
 
 
 def test_loss_falls(world, tmp_path):

@@ -25,7 +25,7 @@ setup(
     extras_require={
         "flash": ["flash-attn"],
         "gguf": ["gguf"],
-        "train": ["deepspeed>=0.15", "tensorboard"],
+        "train": ["accelerate", "deepspeed>=0.15", "tensorboard"],
         "lmms-eval": ["lmms-eval>=0.7.3"],
     },
     entry_points={

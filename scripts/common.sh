@@ -137,10 +137,8 @@ count_gpus() {
 
 launch_train() {
     report_missing "$@"
-    use_environment run
+    use_environment train
     cd "$ROOT"
-    [ "${DRY_RUN:-0}" = 1 ] || has_training_libraries || "$PY" -m pip install -e '.[train]' >&2 ||
-        fail "could not install what training needs (pip install -e '.[train]'); see above"
     : "${NUM_GPUS:=$(count_gpus)}"
     nodes=${NNODES:-${SLURM_NNODES:-1}}
     if [ "$nodes" -gt 1 ]; then
@@ -154,9 +152,4 @@ launch_train() {
     OMP_NUM_THREADS=$((OMP_NUM_THREADS / NUM_GPUS))
     [ "$OMP_NUM_THREADS" -ge 1 ] || OMP_NUM_THREADS=1
     run "$PY" -m torch.distributed.run --nproc_per_node "$NUM_GPUS" "$@"
-}
-
-has_training_libraries() {
-    "$PY" -c 'import importlib.util as u, sys
-sys.exit(None in map(u.find_spec, ("accelerate", "deepspeed", "tensorboard")))'
 }

@@ -22,7 +22,7 @@ stage() { # $1: name in $folder, then flags; a subshell, because launch_train be
     (launch_train --dataset demo --output_dir "$folder/$name" "$@")
 }
 
-use_environment run
+use_environment train
 cd "$ROOT"
 set -- --data_path $data/annotations.json --features $data/features "$@"
 set -- --text_features $data/text_features "$@"

@@ -4,9 +4,9 @@
     python benchmarks/features.py --films 50 --windows 100      # a quick look
 
 Films are one file of 36,000 x 768 float32 features, hard-linked under many names, so both readers
-are served from the page cache; they take turns and the middle ratio counts. Targets: .npy and HDF5 at least 20 times the naive reader, memory flat
-over 1,000 films. An LMDB record is compressed and must be decoded whole: its rate and its bounded
-cache are stated.
+are served from the page cache; they take turns and the middle ratio counts. Targets: .npy and HDF5
+at least 20 times the naive reader, memory flat over 1,000 films. An LMDB record is compressed and
+must be decoded whole: its rate and its bounded cache are stated.
 """
 
 from __future__ import annotations

@@ -244,5 +244,7 @@ def _gather(dataset, rows: np.ndarray) -> np.ndarray:
         return dataset[:0]
     wanted, inverse = np.unique(rows, return_inverse=True)
     breaks = np.flatnonzero(np.diff(wanted) > MAX_GAP_ROWS) + 1
+    if not breaks.size:  # one window: one read, one copy
+        return dataset[wanted[0] : wanted[-1] + 1][rows - wanted[0]]
     runs = [dataset[run[0] : run[-1] + 1][run - run[0]] for run in np.split(wanted, breaks)]
     return np.concatenate(runs)[inverse.reshape(-1)]

@@ -22,6 +22,7 @@ from revisionllm.errors import UserError, run_entry_point
 from revisionllm.eval.prediction_run import (
     PredictionDefaults,
     add_prediction_arguments,
+    load_run,
     predict_all,
     search_options,
 )
@@ -43,14 +44,35 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def predict_as_released(args: argparse.Namespace) -> None:
+    """Write the released log instead."""
+    from revisionllm.eval.released_prediction import (
+        predict_released,
+        retrieval_log,
+        seeded_shuffle,
+    )
+
+    def make_log(model, film, query):
+        shuffle = seeded_shuffle(args.shuffle_seed or 0, query.qid)
+        return retrieval_log(
+            model,
+            film,
+            query,
+            num_segments=args.num_segments,
+            zooms=args.zooms,
+            shuffle=shuffle,
+        )
+
+    print(predict_released(args, f"long_{args.num_segments}", make_log))
+
+
 def make_searcher(args: argparse.Namespace):
     """Load the run; one segment level, behind recorded dense answers if there are any."""
     from revisionllm.engine.segments import SegmentEngine
     from revisionllm.eval.film_search import FilmSearcher, RecordedEngine, recorded_answers
     from revisionllm.grounding.levels import Level
-    from revisionllm.model.loading import load_model
 
-    model = load_model(args.checkpoint, device=args.device, dtype=args.dtype)
+    model = load_run(args)
     config = model.config
     if config.adapter.kind != "clip":
         raise UserError(f"{args.checkpoint} has no segment adapter; it is of stage {config.stage}")
@@ -100,6 +122,9 @@ def main(argv: list[str] | None = None) -> int:
     defaults = PredictionDefaults(DEFAULTS.checkpoint, f"long_{args.num_segments}")
 
     def work() -> int:
+        if args.convention == "released":
+            predict_as_released(args)
+            return 0
         predict_all(args, defaults, make_searcher, script=[__file__], argv=argv)
         return 0
 

@@ -22,6 +22,7 @@ from revisionllm.errors import run_entry_point
 from revisionllm.eval.prediction_run import (
     PredictionDefaults,
     add_prediction_arguments,
+    load_run,
     predict_all,
     print_scores,
     search_options,
@@ -44,7 +45,23 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num_candidates", type=int, default=1, help="spans per window (%(default)s)"
     )
+    parser.add_argument(
+        "--score_merge",
+        choices=("add", "multiply"),
+        default="add",
+        help="--convention released: cosine - entropy, or cosine / entropy (%(default)s)",
+    )
     return parser
+
+
+def predict_as_released(args: argparse.Namespace) -> None:
+    """Write the released log instead."""
+    from revisionllm.eval.released_prediction import dense_log, predict_released
+
+    path = predict_released(
+        args, DEFAULTS.stage, lambda *asked: dense_log(*asked, score_merge=args.score_merge)
+    )
+    print(path)
 
 
 def make_searcher(args: argparse.Namespace):
@@ -52,9 +69,8 @@ def make_searcher(args: argparse.Namespace):
     from revisionllm.engine.dense import DenseEngine
     from revisionllm.eval.film_search import FilmSearcher
     from revisionllm.grounding.levels import Level
-    from revisionllm.model.loading import load_model
 
-    model = load_model(args.checkpoint, device=args.device, dtype=args.dtype)
+    model = load_run(args)
     engine = DenseEngine(
         model,
         budget_mb=args.budget_mb,
@@ -73,6 +89,9 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     def work() -> int:
+        if args.convention == "released":
+            predict_as_released(args)
+            return 0
         merged = predict_all(args, DEFAULTS, make_searcher, script=[__file__], argv=argv)
         if merged and args.shard is None:
             print_scores(merged)

@@ -43,6 +43,9 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, defaults: Predicti
     """Arguments that all predicting commands share."""
     add = parser.add_argument
     add("--checkpoint", default=defaults.checkpoint, help="run or published checkpoint")
+    add("--base", help="of a published checkpoint that does not say: its LLM")
+    add("--adapter_file", help="of a published checkpoint: its projector or adapter")
+    add("--stage", help="of a published checkpoint: dense, sparse or long")
     add("--data_path", default=defaults.data_path, help="annotations of the queries")
     add("--features", default=defaults.features, help="frame features: HDF5, LMDB, .npy folder")
     add(
@@ -57,6 +60,12 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, defaults: Predicti
     add("--dtype", default="auto", help="auto, float32, bfloat16, float16 (%(default)s)")
     add("--budget_mb", type=int, help="memory of the engine's batches; unset: by the device")
     add("--queries_per_batch", type=int, default=128, help="asked at once (%(default)s)")
+    add(
+        "--convention",
+        choices=("ours", "released"),
+        default="ours",
+        help="released: its windows, decoding, scores and logs, for comparison (%(default)s)",
+    )
     add("--limit", type=int, help="only so many queries, to try things out")
     add("--threshold", type=float, default=0.5, help="found if the score is at least (%(default)s)")
     add("--top_k", type=int, default=50, help="moments per query (%(default)s)")
@@ -89,7 +98,7 @@ def predict_all(
     Raises:
         UserError: something is missing or contradicts itself.
     """
-    films = _films(args)
+    films = films_of(args)
     count = args.num_shards or _num_gpus(args.device)
     if args.shard is not None and not 0 <= args.shard < count:
         raise UserError(f"--shard {args.shard} is not in 0..{count - 1}; give --num_shards too")
@@ -109,7 +118,7 @@ def predict_all(
     return _merge(shards, folder, {a.query_id for _, asked in films for a in asked})
 
 
-def _films(args: argparse.Namespace) -> list[tuple[str, list[Annotation]]]:
+def films_of(args: argparse.Namespace) -> list[tuple[str, list[Annotation]]]:
     """Annotations by film, in file order."""
     from revisionllm.data.annotations import read_annotations, require_good
 
@@ -301,6 +310,15 @@ def _merge(shards: Sequence[Path], folder: Path, wanted: set[str]) -> Path | Non
     for prediction in failed[:5]:
         print(f"  failed: {prediction.qid}: {prediction.reason}", file=sys.stderr)
     return merged
+
+
+def load_run(args: argparse.Namespace):
+    """The model that the flags name. Raises UserError if it is missing or incomplete."""
+    from revisionllm.model.loading import load_model
+
+    given = {name: getattr(args, name) for name in ("base", "adapter_file", "stage")}
+    overrides = {name: value for name, value in given.items() if value is not None}
+    return load_model(args.checkpoint, device=args.device, dtype=args.dtype, **overrides)
 
 
 def search_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from revisionllm.eval.film_search import EvalFilm, EvalQuery, FilmSearcher
 from revisionllm.eval.prediction_run import (
     PredictionDefaults,
     add_prediction_arguments,
+    load_run,
     predict_all,
     print_scores,
     search_options,
@@ -87,9 +88,8 @@ class PlannedSearcher(FilmSearcher):
 def make_searcher(args: argparse.Namespace) -> PlannedSearcher:
     """Load the dense run and the long runs, and lay out the plans."""
     from revisionllm.engine.dense import DenseEngine
-    from revisionllm.model.loading import load_model
 
-    model = load_model(args.checkpoint, device=args.device, dtype=args.dtype)
+    model = load_run(args)
     engine = DenseEngine(
         model,
         budget_mb=args.budget_mb,

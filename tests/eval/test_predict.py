@@ -209,3 +209,21 @@ def test_calibration_is_stored_and_used(tiny, dense, tmp_path, capsys):
         for name, weight in zip(stored["names"], stored["weights"], strict=True)
     )
     assert moment.score == pytest.approx(1 / (1 + np.exp(-total)), abs=1e-6)
+
+
+def test_released_convention_writes_released_logs(tiny, tmp_path):
+    from revisionllm.eval.released import read_logs
+
+    for command, run, more in (
+        (predict_windows, "dense", []),
+        (predict_segments, "long", ["--num_segments", "8"]),
+    ):
+        argv = flags(tiny, run, tmp_path / run, "--convention", "released", "--limit", "3", *more)
+        log = tmp_path / run / "predictions_streaming_0.txt"
+        assert command.main(argv) == 0
+        written = log.read_text()
+        rows, problems = read_logs([log])
+        assert [row.query_id for row in rows] == ["q0", "q1", "q2"] and not problems
+        log.write_text("".join(written.splitlines(keepends=True)[:2]))
+        assert command.main(argv) == 0
+        assert log.read_text() == written

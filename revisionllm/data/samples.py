@@ -288,7 +288,7 @@ def holding_segments(event: Span, grid: np.ndarray) -> np.ndarray:
 def clear_segments(film: Film, index: int, grid: np.ndarray) -> np.ndarray:
     """Numbers of the segments that touch no event with this sentence, int64."""
     touched = touching_indices(*grid.T, film.alike[index])
-    return np.setdiff1d(np.arange(len(grid)), touched)
+    return np.delete(np.arange(len(grid)), touched)
 
 
 def long_plan(

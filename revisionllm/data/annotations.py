@@ -281,12 +281,15 @@ def _training_item(item: Any) -> Iterator[_Record]:
 
 
 def _asked_sentence(question: str) -> str:
-    """The sentence inside the question of a training item."""
+    """The sentence inside a training item's question, with the full stop that questions leave out.
+
+    So the same question is asked again whatever the sentence ends with.
+    """
     text = question.replace(VIDEO_PLACEHOLDER, "", 1).strip()
     for pattern in _QUESTION_PATTERNS:
         match = pattern.fullmatch(text)
         if match:
-            return match[1]
+            return f"{match[1]}."
     raise ValueError(f"unknown question {text[:60]!r}")
 
 

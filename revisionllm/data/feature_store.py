@@ -173,6 +173,7 @@ class LmdbStore(FeatureStore):
     def __init__(self, path: str | os.PathLike, *, cache_bytes: int = DEFAULT_CACHE_BYTES):
         super().__init__(path)
         self.records = LmdbRecords(path, cache_bytes=cache_bytes)
+        self._about: dict[str, Any] | None = None
 
     def keys(self) -> list[str]:
         return self.records.keys()
@@ -184,8 +185,10 @@ class LmdbStore(FeatureStore):
         return shape
 
     def metadata(self, key: str) -> dict[str, Any]:
-        path = self.path / "metadata.json"
-        return json.loads(path.read_text()).get(key, {}) if path.is_file() else {}
+        if self._about is None:  # one file for all records
+            path = self.path / "metadata.json"
+            self._about = json.loads(path.read_text()) if path.is_file() else {}
+        return self._about.get(key, {})
 
     def _read_rows(self, key: str, rows: slice | np.ndarray) -> np.ndarray:
         array = pick_array(self.records.read(key), FRAME_ARRAYS)

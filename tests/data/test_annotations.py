@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -14,6 +15,7 @@ from revisionllm.data.annotations import (
     require_good,
     training_record,
 )
+from revisionllm.data.conversations import clean_query
 from revisionllm.errors import UserError
 
 DOOR = Annotation("7", "film_1", "A man opens a door.", 12.34, 20.0, 120.5)
@@ -61,7 +63,14 @@ def test_training_json_is_read_back_in_the_questions_wording(tmp_path):
         "source": "mad",
     }
     file = read_annotations(write(tmp_path / "train.json", [record]))
-    assert file.annotations == [Annotation("7", "film_1", "a man opens a door", 12.3, 20.0, 120.5)]
+    assert file.annotations == [Annotation("7", "film_1", "a man opens a door.", 12.3, 20.0, 120.5)]
+
+
+@pytest.mark.parametrize("sentence", ["He waits...", "Why?", " Odd . ", "No stop", "Two\nlines."])
+def test_a_training_json_asks_the_same_question_again(tmp_path, sentence):
+    record = training_record(dataclasses.replace(DOOR, sentence=sentence), "mad")
+    (read,) = read_annotations(write(tmp_path / "train.json", [record])).annotations
+    assert clean_query(read.sentence) == clean_query(sentence)
 
 
 def test_jsonl_of_mad_and_chapters(tmp_path):

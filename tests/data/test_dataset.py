@@ -29,7 +29,8 @@ from revisionllm.data.annotations import read_annotations, training_record
 from revisionllm.data.collator import PackedCollator, PlainCollator
 from revisionllm.data.conversations import training_ids
 from revisionllm.data.dataset import build_dataset
-from revisionllm.data.feature_writers import write_lmdb
+from revisionllm.data.feature_store import open_features
+from revisionllm.data.feature_writers import guess_format, write_features, write_lmdb
 from revisionllm.data.sampler import QuestionBatchSampler
 from revisionllm.errors import UserError
 from revisionllm.model.base import load_tokenizer
@@ -192,6 +193,20 @@ def test_same_seed_epoch_and_index_give_the_same_bytes(world, tokenizer, name):
     assert first == batches(open_world(world, STAGES[name], seed=3), tokenizer, 4, epoch=1)
     assert first != batches(open_world(world, STAGES[name], seed=3), tokenizer, 0, epoch=2)
     assert first != batches(open_world(world, STAGES[name], seed=4), tokenizer, 0, epoch=1)
+
+
+@pytest.mark.parametrize("name", ["films.h5", "films.lmdb"])
+def test_other_stores_give_the_same_batches_to_workers(world, tokenizer, tmp_path, name):
+    npy = open_features(world / "features")
+    records = ((key, npy.read(key), {}) for key in npy.keys())  # noqa: SIM118
+    write_features(tmp_path / name, records, store_format=guess_format(name))
+    stage, arguments = spec("long"), {"annotations": world / "annotations.json", "seed": 3}
+    dataset = build_dataset(
+        stage, features=tmp_path / name, text_features=world / "text", **arguments
+    )
+    wanted = batches(open_world(world, stage, seed=3), tokenizer, 0, epoch=1)
+    assert batches(dataset, tokenizer, 2, epoch=1) == wanted
+    assert batches(dataset, tokenizer, 0, epoch=1) == wanted
 
 
 def asked(plans):

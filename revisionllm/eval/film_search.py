@@ -103,10 +103,18 @@ class FilmSearcher:
         return any(level.kind == "segments" for level in self.levels)
 
     @property
+    def config(self):
+        """The config of the first model that is asked."""
+        return self._asked[0].model.config
+
+    @property
     def llm_tokens(self) -> int:
         """Tokens that went through LLMs so far."""
-        engines = {id(e): e for e in self.engines.values() if not isinstance(e, RecordedEngine)}
-        return sum(engine.cost.llm_tokens for engine in engines.values())
+        return sum(engine.cost.llm_tokens for engine in self._asked)
+
+    @property
+    def _asked(self) -> list[DenseEngine | SegmentEngine]:
+        return [e for e in self.engines.values() if not isinstance(e, RecordedEngine)]
 
     def ground(self, film: EvalFilm, queries: Sequence[EvalQuery]) -> list[schema.Prediction]:
         """One prediction per query, in order; work that queries share is divided evenly."""

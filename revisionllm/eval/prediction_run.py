@@ -197,8 +197,7 @@ def _prepare(args, make_searcher) -> tuple[FilmSearcher, FeatureSource]:
         )
     store = open_features(args.features)
     searcher = make_searcher(args)
-    config = next(e for e in searcher.engines.values() if hasattr(e, "model")).model.config
-    return searcher, FeatureSource(store, config, args, searcher.needs_words)
+    return searcher, FeatureSource(store, searcher.config, args, searcher.needs_words)
 
 
 class FeatureSource:

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from revisionllm.errors import UserError
 from revisionllm.eval.film_search import EvalFilm, EvalQuery, FilmSearcher
+from revisionllm.eval.plans import DEFAULT_KEEP, film_plans, llm_shape, long_level
 from revisionllm.eval.prediction_run import (
+    NO_TEXT,
     PredictionDefaults,
     add_prediction_arguments,
     load_run,
@@ -27,12 +29,10 @@ from revisionllm.eval.prediction_run import (
     print_scores,
     search_options,
 )
-from revisionllm.grounding.cost import ModelShape, Plan, candidate_plans, choose_plan
-from revisionllm.grounding.levels import Level
+from revisionllm.grounding.cost import ModelShape, Plan, choose_plan
 from revisionllm.grounding.recursion import ORDERS
 
 DEFAULTS = PredictionDefaults(checkpoint="checkpoints/mad_stage1_dense", stage="search")
-SEGMENTS_PER_WINDOW = 4  # the cosine level cuts a window into this many segments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--plan", default="auto", help="auto, or the name of a plan (%(default)s)")
     add("--order", choices=ORDERS, default="coarse_to_fine", help="(%(default)s)")
     add("--cosine", action=argparse.BooleanOptionalAction, default=True, help="allow that level")
-    add("--keep", type=float, default=0.15, help="share kept by the cosine level (%(default)s)")
+    add(
+        "--keep",
+        type=float,
+        default=DEFAULT_KEEP,
+        help="segments that the cosine level keeps, times the root of their number (%(default)s)",
+    )
     add("--zooms", type=int, nargs="+", default=[1], help="zooms of the long levels (1)")
     add("--explore", type=float, default=0.05, help="see predict_windows.py (%(default)s)")
     add("--num_candidates", type=int, default=1, help="spans per window (%(default)s)")
@@ -55,23 +60,23 @@ class PlannedSearcher(FilmSearcher):
     """Chooses among plans for each film and number of queries.
 
     Attributes:
-        plans: what to choose from; one: no choice.
+        plans: `plans(duration_s)` gives what to choose from; one: no choice.
         shape: of the dense run's LLM, for counting work.
     """
 
-    plans: Sequence[Plan] = ()
+    plans: Callable[[float], Sequence[Plan]] | None = None
     shape: ModelShape | None = None
     _said: set[str] = field(default_factory=set)
 
     @property
     def needs_words(self) -> bool:
-        """A level of any plan reads the words of the queries."""
-        return any(level.kind == "segments" for plan in self.plans for level in plan.levels)
+        """A level of some plan may read the words of the queries."""
+        return len(self.engines) > 1
 
     def ground(self, film: EvalFilm, queries: Sequence[EvalQuery]):
         """`FilmSearcher.ground` with the plan that costs least."""
         choice = choose_plan(
-            self.plans,
+            self.plans(film.duration_s),
             self.shape,
             duration_s=film.duration_s,
             num_queries=len(queries),
@@ -96,18 +101,17 @@ def make_searcher(args: argparse.Namespace) -> PlannedSearcher:
         explore=args.explore,
         num_candidates=args.num_candidates,
     )
-    config = model.config
-    segment_s = config.window_s / SEGMENTS_PER_WINDOW
-    cosine = Level(
-        "cosine", "cosine", segment_s, segment_s / 2, keep_fraction=args.keep, margin_s=0.0
-    )
-    dense = Level("dense", "dense", config.window_s, config.stride_s)
     long_levels, engines = _long_levels(args)
-    allowed = cosine if args.cosine and args.text_features != "none" else None
-    plans = candidate_plans(dense, cosine=allowed, long_levels=long_levels)
-    plans = _chosen(plans, args.plan, args.order)
+    keep = args.keep if args.cosine and args.text_features != NO_TEXT else None
+
+    def plans(duration_s: float) -> list[Plan]:
+        found = film_plans(
+            model.config, duration_s, keep=keep, long_levels=long_levels, order=args.order
+        )
+        return _chosen(found, args.plan)
+
     return PlannedSearcher(
-        levels=plans[0].levels,
+        levels=plans(3600.0)[0].levels,  # refuses a wrong --plan before any film is read
         engines={"dense": engine, **engines},
         run=Path(args.checkpoint).name,
         options=search_options(args) | {"shuffle_seed": args.shuffle_seed},
@@ -123,56 +127,25 @@ def _long_levels(args: argparse.Namespace):
     levels, engines = [], {}
     for path in args.long:
         model = load_model(path, device=args.device, dtype=args.dtype)
-        config = model.config
-        level = Level(
-            f"long_{config.num_segments}",
-            "segments",
-            config.window_s,
-            config.segment_stride_s,
-            group_size=config.num_segments,
-            zooms=tuple(args.zooms),
-            fill_groups=True,
-        )
+        level = long_level(model.config, args.zooms)
         if level.name in engines:
-            raise UserError(f"--long names two runs of {config.num_segments} segments: {args.long}")
+            raise UserError(f"--long names two runs with {level.name}: {', '.join(args.long)}")
         levels.append(level)
         engines[level.name] = SegmentEngine(model, budget_mb=args.budget_mb)
     return levels, engines
 
 
-def _chosen(plans: list[Plan], name: str, order: str) -> list[Plan]:
-    """The plans that the flags leave, in the order asked for.
+def _chosen(plans: list[Plan], name: str) -> list[Plan]:
+    """The plans that --plan leaves.
 
     Raises:
         UserError: no plan of that name.
     """
-    if name != "auto":
+    found = [plan for plan in plans if name in ("auto", plan.name)]
+    if not found:
         names = ", ".join(repr(plan.name) for plan in plans)
-        plans = [plan for plan in plans if plan.name == name]
-        if not plans:
-            raise UserError(f"no plan {name!r}; with these levels there is {names}")
-    if order == "coarse_to_fine":
-        return plans
-    return [Plan(plan.name, plan.levels, order) for plan in plans]
-
-
-def llm_shape(model) -> ModelShape:
-    """What the planner needs to know of a dense run's LLM and prompts."""
-    from revisionllm.engine.dense import PROBES, shared_tokens
-
-    config, llm = model.config, model.llm.config
-    suffixes = [model.prompt_pieces(model.question(probe))[1] for probe in PROBES]
-    typical = model.prompt_pieces(model.question("a man opens a door"))
-    shared = len(shared_tokens(suffixes))
-    return ModelShape(
-        llm.hidden_size,
-        llm.num_hidden_layers,
-        llm.intermediate_size,
-        frames_per_window=config.frames_per_window,
-        prefix_text_tokens=len(typical[0]) + shared,
-        question_tokens=len(typical[1]) - shared + 1,
-        feature_dim=config.adapter.feature_dim,
-    )
+        raise UserError(f"no plan {name!r}; with these levels there is {names}")
+    return found
 
 
 def run(args: argparse.Namespace) -> int:

@@ -155,7 +155,7 @@ def searched(tiny, output: Path, *more: str) -> list:
 
 
 def test_run_skips_windows(tiny, dense, tmp_path, capsys):
-    plan = ["--plan", "cosine > dense", "--keep", "0.2"]
+    plan = ["--plan", "cosine > dense", "--keep", "0.3"]
     found = searched(tiny, tmp_path / "cosine", *plan)
     everywhere = read_predictions(dense / "predictions.jsonl")
     assert sum(p.cost.dense_windows for p in found) < sum(p.cost.dense_windows for p in everywhere)

@@ -1,0 +1,271 @@
+"""What a planned search keeps of exhaustive search's answers, and what it costs, on demo films.
+
+    python benchmarks/planner.py accuracy --films 10 --present 60 --absent 20
+    python benchmarks/planner.py length --minutes 10 60 120 240 480
+    python benchmarks/planner.py count                 # Vicuna-7B's work, no weights needed
+
+Films are rendered and encoded without a video file, once, into --cache. `accuracy` compares the two
+searches query by query (95 % intervals resample whole films). LLM work is counted in tokens: a
+window's prefix once for all queries that look at it, and each question. `length` repeats that for
+films of several lengths, fits the power by which planned work grows, and draws a plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from revisionllm.errors import run_entry_point
+from revisionllm.eval.film_search import EvalFilm, EvalQuery, FilmSearcher
+from revisionllm.eval.metrics import iou_table, paired_difference
+from revisionllm.eval.plans import DEFAULT_KEEP, film_plans
+from revisionllm.grounding.cost import VICUNA_7B, ModelShape, choose_plan, count_plan
+from revisionllm.model.config import RunConfig
+
+FIRST_SEED = 3000  # no film of training, validation, quickstart or README has it
+SEED_STEP = 3  # such films' features begin with their first frame
+QUERY_COUNTS = (1, 20, 200)
+LONG_SIZES = (100, 33)
+
+
+@dataclass
+class Answered:
+    """One film's predictions under one plan, in the order of its queries."""
+
+    vid: str
+    duration_s: float
+    predictions: list
+
+    def llm_tokens(self, shape: ModelShape, num_queries: int) -> float:
+        """Tokens per query when the first `num_queries` queries are asked together."""
+        asked = self.predictions[:num_queries]
+        visits = [[window.index for window in prediction.windows] for prediction in asked]
+        prefixes = len({index for indices in visits for index in indices})
+        questions = sum(map(len, visits))
+        tokens = prefixes * shape.prefix_tokens + questions * shape.question_tokens
+        return tokens / len(asked)
+
+
+def load(args: argparse.Namespace):
+    """The dense run and its CLIP."""
+    from revisionllm.model.clip import load_clip
+    from revisionllm.model.loading import load_model
+
+    model = load_model(args.checkpoint, device=args.device)
+    return model, load_clip(model.config.clip, device=args.device)
+
+
+def demo_film(number: int, minutes: float, args, clip) -> tuple[EvalFilm, list[EvalQuery]]:
+    """A test film's features and queries; absent ones have `gt` []."""
+    from revisionllm.demo.film_features import film_features
+    from revisionllm.demo.films import film_sentences
+    from revisionllm.demo.world import plan_film
+
+    seed, duration_s = FIRST_SEED + SEED_STEP * number, minutes * 60
+    path = args.cache / f"{clip.fingerprint()}-{duration_s:g}s-test-{seed}.npy"
+    if not path.exists():
+        args.cache.mkdir(parents=True, exist_ok=True)
+        rows = film_features(seed, duration_s, "test", clip)
+        np.save(path.with_suffix(".tmp.npy"), rows, allow_pickle=False)
+        path.with_suffix(".tmp.npy").replace(path)
+    rows = np.load(path, allow_pickle=False).astype(np.float32)
+    plan = plan_film(seed, duration_s, "test")
+    asked = film_sentences(plan, args.present, args.absent)
+    features = clip.encode_texts([a.sentence for a in asked])[1].numpy()
+    queries = [
+        EvalQuery(a.query_id, a.sentence, [a.span_s] if a.span_s else [], None, feature)
+        for a, feature in zip(asked, features, strict=True)
+    ]
+    return EvalFilm(plan.film_id, rows, len(rows) / duration_s, duration_s), queries
+
+
+def search(engine, film: EvalFilm, queries, plan, calibration) -> Answered:
+    """Ground the film's queries by one plan."""
+    options = {"order": plan.order, "calibration": calibration}
+    searcher = FilmSearcher(plan.levels, {"dense": engine}, "", options)
+    return Answered(film.vid, film.duration_s, searcher.ground(film, queries))
+
+
+def both_searches(args, minutes: float, num_films: int) -> tuple[list, list, ModelShape]:
+    """Exhaustive and planned predictions of demo films."""
+    from tqdm import tqdm
+
+    from revisionllm.engine.dense import DenseEngine
+    from revisionllm.eval.plans import llm_shape
+    from revisionllm.grounding.calibration import from_dict
+
+    model, clip = load(args)
+    stored = Path(args.checkpoint) / "calibration.json"
+    calibration = from_dict(json.loads(stored.read_text())) if stored.is_file() else None
+    found: tuple[list, list] = ([], [])
+    for number in tqdm(range(num_films), desc=f"{minutes:g} min films", file=sys.stderr):
+        film, queries = demo_film(number, minutes, args, clip)
+        plans = film_plans(model.config, film.duration_s, keep=args.keep)
+        for answered, plan in zip(found, (plans[0], plans[-1]), strict=True):
+            engine = DenseEngine(model, budget_mb=args.budget_mb)
+            answered.append(search(engine, film, queries, plan, calibration))
+    return *found, llm_shape(model)
+
+
+def hits(answered: list[Answered], threshold: float = 0.5) -> tuple[np.ndarray, list[str]]:
+    """Whether each present query's best moment is right, and its film."""
+    pairs = [(a.vid, p) for a in answered for p in a.predictions if p.gt]
+    spans = [np.array([[m.start_s, m.end_s] for m in p.moments]).reshape(-1, 2) for _, p in pairs]
+    truth = [np.array(p.gt, dtype=np.float64) for _, p in pairs]
+    table = iou_table(spans, truth, max_rank=1)
+    return (table[:, 0] >= threshold).astype(float), [vid for vid, _ in pairs]
+
+
+def absent_right(answered: list[Answered]) -> float:
+    """Share of absent sentences that are not found."""
+    return float(np.mean([not p.found for a in answered for p in a.predictions if p.gt == []]))
+
+
+def run_accuracy(args: argparse.Namespace) -> dict:
+    """Paired comparison of planned with exhaustive search."""
+    exhaustive, planned, shape = both_searches(args, args.film_minutes, args.films)
+    first, films = hits(planned)
+    second, _ = hits(exhaustive)
+    difference = paired_difference(first, second, groups=films)
+    kept = float((first * second).sum() / max(1.0, second.sum()))
+    result = {
+        "present": len(first),
+        "absent": sum(p.gt == [] for a in planned for p in a.predictions),
+        "R1@0.5 exhaustive": float(second.mean()),
+        "R1@0.5 planned": float(first.mean()),
+        "difference": [difference.mean, difference.low, difference.high],
+        "kept of exhaustive's hits": kept,
+        "kept, net": float(first.sum() / max(1.0, second.sum())),
+        "absent right exhaustive": absent_right(exhaustive) if args.absent else None,
+        "absent right planned": absent_right(planned) if args.absent else None,
+        "tokens per query": {},
+    }
+    for count in QUERY_COUNTS:
+        tokens = [
+            float(np.mean([a.llm_tokens(shape, count) for a in kind]))
+            for kind in (exhaustive, planned)
+        ]
+        chosen = min(tokens)  # the planner takes the cheaper plan
+        result["tokens per query"][count] = {
+            "exhaustive": tokens[0],
+            "cosine > dense": tokens[1],
+            "planned": chosen,
+            "share": chosen / tokens[0],
+        }
+    return result
+
+
+def run_length(args: argparse.Namespace) -> dict:
+    """Cost and recall at several lengths, and the power by which planned work grows."""
+    rows = []
+    for minutes in args.minutes:
+        exhaustive, planned, shape = both_searches(args, minutes, args.films)
+        row = {"minutes": minutes}
+        for name, answered in (("exhaustive", exhaustive), ("planned", planned)):
+            row[f"R1@0.5 {name}"] = float(hits(answered)[0].mean())
+            tokens = [
+                Answered(a.vid, a.duration_s, [p]).llm_tokens(shape, 1)
+                for a in answered
+                for p in a.predictions
+            ]
+            row[f"tokens {name}"] = float(np.mean(tokens))
+        rows.append(row)
+        print(json.dumps(row), file=sys.stderr)
+    minutes, tokens = (np.array([row[k] for row in rows]) for k in ("minutes", "tokens planned"))
+    power = float(np.polyfit(np.log(minutes), np.log(tokens), 1)[0]) if len(rows) > 1 else None
+    draw_lengths(rows, args.out / "length.png")
+    return {"rows": rows, "power of planned work": power}
+
+
+def draw_lengths(rows: list[dict], path: Path) -> None:
+    """Work and recall against length, both searches."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (work, recall) = pyplot.subplots(1, 2, figsize=(9, 3.5))
+    minutes = [row["minutes"] for row in rows]
+    for name in ("exhaustive", "planned"):
+        work.loglog(minutes, [row[f"tokens {name}"] for row in rows], "o-", label=name)
+        recall.semilogx(minutes, [100 * row[f"R1@0.5 {name}"] for row in rows], "o-", label=name)
+    work.set(xlabel="film, minutes", ylabel="LLM tokens per query")
+    recall.set(xlabel="film, minutes", ylabel="R1@0.5, %", ylim=(0, 100))
+    work.legend()
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def run_count(args: argparse.Namespace) -> dict:
+    """Work of each plan at Vicuna-7B's shape, MAD's windows and a 2-hour film."""
+    from revisionllm.eval.plans import long_level
+
+    config = RunConfig()
+    long_levels = [long_level(RunConfig(num_segments=size)) for size in LONG_SIZES]
+    duration_s = 7200.0
+    plans = film_plans(config, duration_s, keep=args.keep, long_levels=long_levels)
+    common = {"duration_s": duration_s, "feature_fps": config.feature_fps}
+    rows = []
+    for queries in (1, 20, 640):
+        for plan in plans:
+            cost = count_plan(plan, VICUNA_7B, num_queries=queries, **common)
+            rows.append(
+                {"queries": queries, "plan": plan.name}
+                | {part: flops / queries / 1e12 for part, flops in cost.flops.items()}
+                | {"total": cost.total_flops / queries / 1e12}
+            )
+        choice = choose_plan(plans, VICUNA_7B, num_queries=queries, **common)
+        print(f"{queries} queries: {choice.reason}", file=sys.stderr)
+    print("| queries | plan | cosine | adapter | prefix | question | long | TFLOP per query |")
+    print("|" + "---|" * 8)
+    for row in rows:
+        cells = [f"{value:.4g}" if isinstance(value, float) else value for value in row.values()]
+        print("| " + " | ".join(map(str, cells)) + " |")
+    return {"rows": rows}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("what", choices=("accuracy", "length", "count"), help="which comparison")
+    add("--checkpoint", default="checkpoints/demo/dense", help="dense run (%(default)s)")
+    add("--device", default="auto", help="(%(default)s)")
+    add("--films", type=int, default=10, help="per length (%(default)s)")
+    add("--film_minutes", type=float, default=60.0, help="of `accuracy` (%(default)s)")
+    add("--minutes", type=float, nargs="+", default=[10, 60, 120, 240, 480], help="of `length`")
+    add("--present", type=int, default=60, help="sentences per film that happen (%(default)s)")
+    add("--absent", type=int, default=20, help="sentences that never happen (%(default)s)")
+    add("--keep", type=float, default=DEFAULT_KEEP, help="of the cosine level (%(default)s)")
+    add("--budget_mb", type=int, default=None, help="of the engine; unset: by the device")
+    add("--cache", type=Path, default=Path("out/planner_features"), help="films' features")
+    add("--out", type=Path, default=Path("out/planner"), help="folder for results")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = build_parser().parse_args(argv)
+
+    def work() -> int:
+        kinds = {"accuracy": run_accuracy, "length": run_length, "count": run_count}
+        result = kinds[args.what](args)
+        args.out.mkdir(parents=True, exist_ok=True)
+        path = args.out / f"{args.what}.json"
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        if args.what != "count":
+            print(json.dumps(result, indent=1))
+        return 0
+
+    return run_entry_point(work, Path(__file__).name)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

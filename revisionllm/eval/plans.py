@@ -1,0 +1,89 @@
+"""The levels and plans of a search, from a run's config and a film's length.
+
+The cosine level keeps a number of segments that grows with the square root of the film's length:
+in a longer film more segments look like the query by accident, but not in proportion. So the LLM's
+work per query grows more slowly than the film.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from revisionllm.grounding.cost import ModelShape, Plan, candidate_plans
+from revisionllm.grounding.levels import Level
+
+SEGMENTS_PER_WINDOW = 4  # the cosine level cuts a window into this many segments
+DEFAULT_KEEP = 1.0  # segments kept per square root of their number
+
+
+def dense_level(config) -> Level:
+    """The run's dense windows."""
+    return Level("dense", "dense", config.window_s, config.stride_s)
+
+
+def cosine_level(config, duration_s: float, keep: float = DEFAULT_KEEP) -> Level:
+    """Text-frame cosine over short segments.
+
+    Args:
+        keep: of n segments, about `keep * sqrt(n)` survive.
+    """
+    segment_s = config.window_s / SEGMENTS_PER_WINDOW
+    stride_s = segment_s / 2
+    count = max(1.0, duration_s / stride_s)
+    top = max(1, math.ceil(keep * math.sqrt(count)))
+    return Level("cosine", "cosine", segment_s, stride_s, keep_top=top, margin_s=0.0)
+
+
+def long_level(config, zooms: Sequence[int] = (1,)) -> Level:
+    """A long run's segments."""
+    return Level(
+        f"long_{config.num_segments}",
+        "segments",
+        config.window_s,
+        config.segment_stride_s,
+        group_size=config.num_segments,
+        zooms=tuple(zooms),
+        fill_groups=True,
+    )
+
+
+def film_plans(
+    config,
+    duration_s: float,
+    *,
+    keep: float | None = DEFAULT_KEEP,
+    long_levels: Sequence[Level] = (),
+    order: str = "coarse_to_fine",
+) -> list[Plan]:
+    """The plans for a film: exhaustive, cosine first, long levels first, both.
+
+    Args:
+        config: of the dense run.
+        keep: of `cosine_level`; None: without that level.
+        order: of the plans with several levels.
+    """
+    cosine = None if keep is None else cosine_level(config, duration_s, keep)
+    plans = candidate_plans(dense_level(config), cosine=cosine, long_levels=long_levels)
+    return [
+        plan if len(plan.levels) == 1 else Plan(plan.name, plan.levels, order) for plan in plans
+    ]
+
+
+def llm_shape(model) -> ModelShape:
+    """What the planner needs to know of a dense run's LLM and prompts."""
+    from revisionllm.engine.dense import PROBES, shared_tokens
+
+    config, llm = model.config, model.llm.config
+    suffixes = [model.prompt_pieces(model.question(probe))[1] for probe in PROBES]
+    before, typical = model.prompt_pieces(model.question("a man opens a door"))
+    shared = len(shared_tokens(suffixes))
+    return ModelShape(
+        llm.hidden_size,
+        llm.num_hidden_layers,
+        llm.intermediate_size,
+        frames_per_window=config.frames_per_window,
+        prefix_text_tokens=len(before) + shared,
+        question_tokens=len(typical) - shared + 1,
+        feature_dim=config.adapter.feature_dim,
+    )

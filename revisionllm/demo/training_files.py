@@ -28,6 +28,8 @@ from revisionllm.errors import UserError, run_entry_point
 FILM_FPS = 5.0
 FRAMES_PER_CHUNK = 256
 TINY = {"hidden_size": 64, "intermediate_size": 128, "layers": 2, "heads": 4, "positions": 1024}
+# Wide: with LLaMA's 0.02 a random model of this width can neither attend nor be sure of anything.
+INITIALIZER_RANGE = 0.2
 
 
 def film_plans(num_films: int, minutes: float) -> list[Any]:
@@ -113,7 +115,7 @@ def write_tiny_start(out: Path, tokenizer_folder: Path, clip: Any) -> None:
         num_hidden_layers=TINY["layers"],
         num_attention_heads=TINY["heads"],
         max_position_embeddings=TINY["positions"],
-        initializer_range=0.05,
+        initializer_range=INITIALIZER_RANGE,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )

@@ -195,7 +195,21 @@ def forward(
     scores = pointer(asks, middle[:, first_frame : first_frame + FRAMES_PER_WINDOW])
     pointer_loss = pointer.loss(scores, batch.spans, batch.grounds)
     hits = count_hits(batch, wanted, logits.argmax(-1), labels, scores)
-    return Output(answer_loss + 0.3 * pointer_loss, answer_loss, pointer_loss, hits)
+    decision_loss = decision(model, packed, batch)
+    total = answer_loss + 0.5 * decision_loss + 0.3 * pointer_loss
+    return Output(total, answer_loss, pointer_loss, hits)
+
+
+def decision(model, packed: Tensor, batch: PackedBatch) -> Tensor:
+    """Cross-entropy of the first answer token of grounding questions, "From" or "Not".
+
+    Most tokens of an answer follow from the grammar; the one that decides presence would drown in
+    the mean over all of them.
+    """
+    row, question = batch.grounds.nonzero(as_tuple=True)
+    column = batch.ask[row, question]
+    logits = model.llm.lm_head(packed[row, column]).float()
+    return functional.cross_entropy(logits, batch.labels[row, column])
 
 
 def count_hits(batch, wanted, best, labels, scores) -> dict[str, tuple[int, int]]:

@@ -1,0 +1,134 @@
+"""Training questions of demo windows: spans, negatives, packing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from revisionllm.data.conversations import encode_answer, prompt_pieces
+from revisionllm.demo import dense_data
+from revisionllm.demo.dense_data import Packer, WindowSampler, load_film
+from revisionllm.demo.dense_training import write_tokenizer
+from revisionllm.grounding.answers import NOT_PRESENT, parse_answer
+from revisionllm.grounding.windows import frame_feature_indices, labels_to_span
+
+
+@pytest.fixture(scope="module")
+def film():
+    num_features = 1500  # every third frame of 15 minutes
+    features = np.random.default_rng(0).normal(size=(num_features, 16)).astype(np.float16)
+    return load_film(4, 900.0, "train", features)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder, 700, 0)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def test_present_questions_name_frames_that_show_the_event(film):
+    rng = np.random.default_rng(1)
+    present = 0
+    for first in (0, 100, 777, 1400):
+        start_s = film.window_start_s(first)
+        for question in WindowSampler(30, 0).questions(film, first, rng):
+            if question.span is None:
+                assert question.answer == NOT_PRESENT
+                continue
+            present += 1
+            assert parse_answer(question.answer) == question.span
+            span = labels_to_span(*question.span, start_s, window_s=60.0, frames_per_window=100)
+            best = min(
+                abs(span[0] - max(f.start_s, start_s)) + abs(span[1] - min(f.end_s, start_s + 60))
+                for f in film.plan.facts
+            )
+            assert best <= 1.2 + 1e-6  # each end within one frame of 0.6 s
+    assert present > 15
+
+
+def test_negative_questions_are_true_of_nothing_in_the_window(film):
+    """Absent questions are compared with every wording-free fact that overlaps the window."""
+    rng = np.random.default_rng(2)
+    sampler = WindowSampler(12, 0)
+    for first in (0, 300, 900):
+        start_s = film.window_start_s(first)
+        window_s = (start_s, start_s + 60.0)
+        shown = {
+            f.event_id
+            for f in film.plan.facts
+            if f.start_s < window_s[1] and f.end_s > window_s[0]
+        }
+        for draw in (sampler._near_miss, sampler._from_elsewhere):
+            for _ in range(40):
+                query = draw(film, window_s, rng)
+                if query:
+                    assert not film.index.events(query.description) & shown
+
+
+def test_training_frames_are_those_inference_looks_at():
+    """Training takes every third frame from a phase; the same seconds as the window arithmetic."""
+    for seed in range(3):
+        film = load_film(seed, 600.0, "train", np.zeros((1000, 4), np.float16))
+        for first in (0, 17, 500):
+            indices = frame_feature_indices(
+                film.window_start_s(first),
+                window_s=60.0,
+                frames_per_window=100,
+                feature_fps=5.0,
+                num_features=3000,
+            )
+            expected = film.phase + 3 * (first + np.arange(100))
+            np.testing.assert_array_equal(indices, expected)
+
+
+def test_packed_loss_equals_separate_questions(film, tokenizer):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+    )
+    llm = LlamaForCausalLM(config).eval()
+    visual = torch.nn.Linear(16, 32)
+    packer = Packer(tokenizer)
+    questions = WindowSampler(6, 2).questions(film, 200, np.random.default_rng(3))
+    features = film.features[200:300]
+    batch = packer.batch([(features, questions)])
+    packed = packed_logits(llm, visual, packer, batch)
+    losses, weight = 0.0, 0
+    for question in questions:
+        before, after = prompt_pieces(tokenizer, question.text)
+        answer = [*encode_answer(tokenizer, question.answer), tokenizer.eos_token_id]
+        embed = llm.get_input_embeddings()
+        frames = visual(torch.from_numpy(features.astype(np.float32)))
+        embeds = torch.cat(
+            [embed(torch.tensor(before)), frames, embed(torch.tensor(after + answer))]
+        )
+        logits = llm(inputs_embeds=embeds[None]).logits[0, -len(answer) - 1 : -1]
+        target = torch.tensor(answer)
+        losses += torch.nn.functional.cross_entropy(logits, target, reduction="sum")
+        weight += len(answer)
+    torch.testing.assert_close(packed, losses / weight, atol=1e-5, rtol=1e-5)
+
+
+def packed_logits(llm, visual, packer, batch) -> torch.Tensor:
+    """Mean loss of a packed batch, with the training's mask and positions."""
+    from types import SimpleNamespace
+
+    from revisionllm.demo.dense_training import Pointer, forward
+
+    model = SimpleNamespace(llm=llm, projector=visual)
+    return forward(model, Pointer(32), batch, packer, 1).answer_loss
+
+
+def test_window_constants_agree():
+    assert dense_data.FRAME_S == pytest.approx(0.6)
+    assert dense_data.FEATURE_STEP / dense_data.FEATURE_FPS == pytest.approx(dense_data.FRAME_S)

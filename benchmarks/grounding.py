@@ -36,7 +36,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from revisionllm.engine.decoder import Decoder
 from revisionllm.engine.dense import DenseEngine, shared_tokens
-from revisionllm.engine.segments import SegmentEngine
+from revisionllm.engine.reference import answer_segments
+from revisionllm.engine.segments import SegmentEngine, segment_grammar
 from revisionllm.grounding.cost import ModelShape
 from revisionllm.grounding.levels import Question
 from revisionllm.grounding.windows import Window, dense_windows, frame_feature_indices
@@ -54,6 +55,7 @@ SHAPES = {
 FEATURE_DIM, FEATURE_FPS, WINDOW_S, FRAMES = 768, 5.0, 125.0, 250
 SEGMENT_STRIDE_S, ZOOMS, LEVELS = 25.0, (4, 2, 1), (100, 33)
 BATCH, NEW_TOKENS, ABSENT_TOKENS = 16, 12, 5  # of the plain loop
+CHECKED = 3  # segment answers that are compared with the plain reference's
 
 
 def build_model(args: argparse.Namespace, *, long: bool) -> GroundingModel:
@@ -290,13 +292,28 @@ def engine_segments(model: GroundingModel, film: Film, args) -> dict:
     queries = args.full_queries
     engine = SegmentEngine(model, budget_mb=args.budget_mb)
     names = [f"{s} {i}" for i, s in enumerate(film.sentences[:queries])]  # all of them distinct
+    questions, answers = zoomed_questions(film, queries), []
     memory = Memory(args.device)
     seconds = timed(
-        lambda: engine.answer(zoomed_questions(film, queries), names, film.words, film.features),
+        lambda: answers.extend(engine.answer(questions, names, film.words, film.features)),
         1,
         args.device,
     )
-    return {"seconds": seconds, "pairs": engine.cost.segments, "peak_mb": memory.peak_mb()}
+    peak_mb = memory.peak_mb()
+    checked = range(0, len(questions), -(-len(questions) // CHECKED))
+    for number in checked:
+        question = questions[number]
+        plain = answer_segments(
+            model,
+            segment_grammar(model, question.num_positions),
+            np.stack([film.features(window) for window in question.windows]),
+            film.words[question.query],
+            names[question.query],
+            repeat=question.repeat,
+        )
+        assert answers[number].answer == plain[0], (answers[number], plain)
+    pairs = engine.cost.segments
+    return {"seconds": seconds, "pairs": pairs, "peak_mb": peak_mb, "same": len(checked)}
 
 
 def run_dense(args: argparse.Namespace, film: Film) -> dict:
@@ -379,7 +396,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.full:
         full = found["full"] = run_full(args, film, found)
         line = "full evaluation, {plain_s:.1f} s per query as released, {engine_s:.2f} s ours:"
-        print((line + " {ratio:.1f} x; segments' peak {peak_mb:.0f} MiB").format(**full))
+        line += " {ratio:.1f} x; segments' peak {peak_mb:.0f} MiB; {same} answers checked equal"
+        print(line.format(**full))
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0

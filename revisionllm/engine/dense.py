@@ -244,7 +244,7 @@ class DenseEngine:
                 *labels_to_span(
                     *grammar.span(state),
                     window.start_s,
-                    window_s=config.window_s,
+                    window_s=window.end_s - window.start_s,
                     frames_per_window=config.frames_per_window,
                     time_mapping=config.time_mapping,
                 ),

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from revisionllm.engine.attention import KeyValues, PrefixPass
 
-MAX_CPU_BUDGET_MB = 4096
+MIN_BUDGET_MB, MAX_CPU_BUDGET_MB = 256, 4096
 PREFIX_TOKENS = {"cpu": 1024, "cuda": 16384}  # tokens of one forward: enough to keep it busy
 QUESTION_TOKENS = {"cpu": 2048, "cuda": 16384}
 
@@ -53,10 +53,10 @@ class Budget:
 
     @classmethod
     def of(cls, llm: LlamaForCausalLM, budget_mb: int | None) -> Budget:
-        """For an LLM; None: half of a GPU, an eighth of the machine's memory (4 GiB at most)."""
+        """For an LLM; None: `default_budget_mb`."""
         device = llm.device.type
         if budget_mb is None:
-            budget_mb = default_budget_mb(llm.device)
+            budget_mb = default_budget_mb(llm)
         return cls(budget_mb * 2**20, token_bytes(llm), "cpu" if device == "cpu" else "cuda")
 
     def prefixes_per_batch(self, prefix_length: int) -> int:
@@ -68,23 +68,25 @@ class Budget:
         return max(1, self.total // 2 // (len(batch.keys) * batch.length * self.token))
 
     def prefix_tokens(self) -> int:
-        """Tokens of one forward over prefixes."""
-        return PREFIX_TOKENS[self.device_type]
+        """Tokens of one forward over prefixes; one prefix at least is run anyway."""
+        return min(PREFIX_TOKENS[self.device_type], self.total // 8 // self.token)
 
     def question_tokens(self) -> int:
         """Tokens of one forward over questions: their keys and values, copied once, fit too."""
         return max(64, min(QUESTION_TOKENS[self.device_type], self.total // 8 // self.token))
 
 
-def default_budget_mb(device: torch.device) -> int:
-    """Half of the GPU's memory, an eighth of the machine's on a CPU, not above 4 GiB there.
+def default_budget_mb(llm: LlamaForCausalLM) -> int:
+    """Half of what the weights leave of a GPU; on a CPU an eighth of the memory, 4 GiB at most.
 
-    Of all memory, not of what is free, so that two runs batch alike.
+    Of all memory, not of what happens to be free, so that two runs batch alike.
     """
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory // 2**21
+    if llm.device.type == "cuda":
+        total = torch.cuda.get_device_properties(llm.device).total_memory
+        weights = sum(p.numel() * p.element_size() for p in llm.parameters())
+        return max(MIN_BUDGET_MB, (total - weights) // 2**21)
     pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    return min(MAX_CPU_BUDGET_MB, pages * page_bytes // 2**23)
+    return max(MIN_BUDGET_MB, min(MAX_CPU_BUDGET_MB, pages * page_bytes // 2**23))
 
 
 def token_bytes(llm: LlamaForCausalLM) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 log = logging.getLogger("revisionllm.train")
@@ -101,7 +103,16 @@ class RunLog(TrainerCallback):
         )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        log.info("trained to step %d; peak memory %.1f GB", state.global_step, peak_memory_gb())
         self.board.close()
+
+
+def peak_memory_gb() -> float:
+    """Of this process: on its GPU if it has one, else in main memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e9 if sys.platform == "darwin" else 1e6)  # bytes there, kilobytes on Linux
 
 
 def _duration(seconds: float) -> str:

@@ -158,7 +158,7 @@ class GroundingTrainer(Trainer):
         """The DeepSpeed engine, or None."""
         return self.model_wrapped if self.is_deepspeed_enabled else None
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: Any, trial: Any, **_: Any) -> None:
         """Every process writes its part; the manifest comes last."""
         step = self.state.global_step
         folder = Path(self.args.output_dir) / f"checkpoint-{step}"

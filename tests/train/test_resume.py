@@ -83,6 +83,20 @@ def test_resume_equals_uninterrupted(trained, tmp_path, monkeypatch, stage, whil
     assert (run / "checkpoint-8.incomplete-1").exists() == while_saving
 
 
+def test_killed_before_the_run_was_written(trained, tmp_path):
+    """All steps done, but no run folder yet: it is written, and nothing is trained again."""
+    run = tmp_path / "run"
+    argv = flags(trained, "dense", output_dir=run, max_steps=3)
+    assert main(argv) == 0
+    before = weights(run)
+    shutil.rmtree(run / "lora")
+    (run / "config.json").unlink()
+    assert main(argv) == 0
+    after = weights(run)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert len(losses(run)) == 3
+
+
 def test_accumulation_does_not_change_the_update(world, tmp_path):
     for per_device in (8, 4, 2):
         settings = {"output_dir": tmp_path / f"{per_device}", "lora_dropout": 0, "max_steps": 3}

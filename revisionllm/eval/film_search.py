@@ -89,6 +89,7 @@ class FilmSearcher:
         run: what predictions are signed with.
         options: further keyword arguments of `search_many`.
         only_positive: moments come from answers that name something, never from a fallback.
+        refine_top: so many moments per query are refined at full feature rate (`engine.refine`).
     """
 
     levels: Sequence[Level]
@@ -96,6 +97,7 @@ class FilmSearcher:
     run: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     only_positive: bool = False
+    refine_top: int = 0
 
     @property
     def needs_words(self) -> bool:
@@ -131,12 +133,33 @@ class FilmSearcher:
             cosine=cosine,
             **self.options,
         )
+        if self.refine_top:
+            self._refine(film, queries, results)
         share = 1 / len(queries)
         cost = round((self.llm_tokens - tokens) * share), (time.perf_counter() - started) * share
         return [
             self._prediction(film, query, result, *cost)
             for query, result in zip(queries, results, strict=True)
         ]
+
+    def _refine(self, film: EvalFilm, queries, results: Sequence[SearchResult]) -> None:
+        """Replace the results' moments by refined ones; the questions count as dense windows."""
+        from revisionllm.engine.refine import refine_moments
+
+        engine = self.engines[self.levels[-1].name]
+        moments = refine_moments(
+            engine,
+            [query.sentence for query in queries],
+            lambda window: film.window_frames(window, engine.model.config),
+            [result.moments for result in results],
+            top=self.refine_top,
+            feature_fps=film.feature_fps,
+            duration_s=film.duration_s,
+            film=film.vid,
+        )
+        for result, row in zip(results, moments, strict=True):
+            result.moments = row
+            result.cost.dense_windows += min(self.refine_top, len(row))
 
     def failed(self, film_id: str, duration_s: float, query: EvalQuery, reason: str):
         """The prediction of a query that could not be answered."""

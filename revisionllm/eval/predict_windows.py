@@ -46,6 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--num_candidates", type=int, default=1, help="spans per window (%(default)s)"
     )
     parser.add_argument(
+        "--refine", type=int, default=0, help="moments refined at full rate (%(default)s)"
+    )
+    parser.add_argument(
         "--score_merge",
         choices=("add", "multiply"),
         default="add",
@@ -80,7 +83,9 @@ def make_searcher(args: argparse.Namespace):
     config = model.config
     level = Level("dense", "dense", config.window_s, args.stride_s or config.stride_s)
     options = search_options(args) | {"order": "exhaustive"}
-    return FilmSearcher([level], {"dense": engine}, Path(args.checkpoint).name, options)
+    return FilmSearcher(
+        [level], {"dense": engine}, Path(args.checkpoint).name, options, refine_top=args.refine
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--zooms", type=int, nargs="+", default=[1], help="zooms of the long levels (1)")
     add("--explore", type=float, default=0.05, help="see predict_windows.py (%(default)s)")
     add("--num_candidates", type=int, default=1, help="spans per window (%(default)s)")
+    add("--refine", type=int, default=0, help="moments refined at full rate (%(default)s)")
     add("--shuffle_seed", type=int, help="show segments in a seeded order; unset: film order")
 
 
@@ -115,6 +116,7 @@ def make_searcher(args: argparse.Namespace) -> PlannedSearcher:
         engines={"dense": engine, **engines},
         run=Path(args.checkpoint).name,
         options=search_options(args) | {"shuffle_seed": args.shuffle_seed},
+        refine_top=args.refine,
         plans=plans,
         shape=llm_shape(model),
     )

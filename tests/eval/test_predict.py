@@ -166,6 +166,13 @@ def test_run_skips_windows(tiny, dense, tmp_path, capsys):
     assert "plan for film_a: cosine > dense" in capsys.readouterr().err
 
 
+def test_refined_moments_stay_in_the_film(tiny, tmp_path):
+    for prediction in searched(tiny, tmp_path, "--refine", "2", "--limit", "4"):
+        assert prediction.status == "ok"
+        for moment in prediction.moments:
+            assert 0 <= moment.start_s < moment.end_s <= prediction.duration_s
+
+
 def test_run_exhaustive_equals_stage_one(tiny, dense, tmp_path):
     searched(tiny, tmp_path, "--plan", "exhaustive")
     assert lines(tmp_path) == lines(dense)

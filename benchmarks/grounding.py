@@ -220,27 +220,23 @@ def engine_dense(model: GroundingModel, film: Film, queries: int, args) -> dict:
     """The engine over all windows for so many queries."""
     questions = [Question(query, (w,)) for query in range(queries) for w in film.windows]
     repeats = args.repeats if queries * len(film.windows) < 5000 else 1
-    costs = []
-
-    def work() -> None:
-        engine = DenseEngine(model, budget_mb=args.budget_mb)
-        engine.decoder = ScriptedDecoder(
-            model.llm, engine.choices, engine.budget, engine.cost, explore=1.0
-        )
-        engine.decoder.positive = args.positive
-        engine.answer(questions, film.sentences, film.features)
-        costs.append(engine.cost)
-
+    engine = DenseEngine(model, budget_mb=args.budget_mb)
+    engine.decoder = ScriptedDecoder(
+        model.llm, engine.choices, engine.budget, engine.cost, explore=1.0
+    )
+    engine.decoder.positive = args.positive
     memory = Memory(args.device)
-    seconds = timed(work, repeats, args.device)
-    tokens = costs[0].llm_tokens
+    seconds = timed(
+        lambda: engine.answer(questions, film.sentences, film.features), repeats, args.device
+    )
+    tokens = engine.cost.llm_tokens / repeats
     flops = 2 * ModelShape(*(SHAPES[args.shape][i] for i in (0, 1, 3))).llm_params * tokens
     return {
         "seconds": seconds,
         "tokens_per_s": tokens / seconds,
         "tflops": flops / seconds / 1e12,
         "peak_mb": memory.peak_mb(),
-        "budget_mb": DenseEngine(model, budget_mb=args.budget_mb).budget.total / 2**20,
+        "budget_mb": engine.budget.total / 2**20,
     }
 
 

@@ -182,8 +182,8 @@ def packed_attention(llm: PreTrainedModel) -> Iterator[None]:
     Inside, every forward needs `attention_pass`; no mask is made.
     """
     usual = llm.config._attn_implementation
-    llm.set_attn_implementation(NAME)
+    llm.config._attn_implementation = NAME  # set_attn_implementation() came with transformers 4.54
     try:
         yield
     finally:
-        llm.set_attn_implementation(usual)
+        llm.config._attn_implementation = usual

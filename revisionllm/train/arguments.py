@@ -7,7 +7,7 @@ reports everything that is contradictory or missing in one message, before anyth
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,11 @@ class TrainArguments:
     )
     init_lora: str | None = _arg(None, "run or LoRA folder to start from", "model", str)
     lora_init: str | None = _arg(
-        None, "train the LoRA on, or a new one (on top of the old, merged)", "model", str
+        None,
+        "train the LoRA on, or a new one (on top of the old, merged)",
+        "model",
+        str,
+        choices=LORA_INITS,
     )
     lora_rank: int = _arg(64, "rank of a new LoRA", "model")
     lora_alpha: int = _arg(128, "its scale is alpha / rank", "model")
@@ -138,9 +142,9 @@ class TrainArguments:
         words = {"dense": "frames", "long": "video", "sparse": "yes_no"}
         return "frames" if self.sparse_target == "span" else words[self.stage]
 
-    def inputs(self) -> dict[str, list[str]]:
-        """Argument -> local paths it names that must be there before training."""
-        found = {"data_path": self.data_path, "features": [self.features]}
+    def inputs(self) -> dict[str, list[str | None]]:
+        """Argument -> local paths that must be there before training; None: not given."""
+        found = {"data_path": self.data_path or [None], "features": [self.features]}
         if self.row.needs_text:
             found["text_features"] = [self.text_features]
         for name in ("base", "init_projector", "init_lora", "init_adapter"):
@@ -155,25 +159,23 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line: one flag per field of `TrainArguments`; given flags only are set."""
     parser = argparse.ArgumentParser(
         prog="train",
-        description="Train one stage of the curriculum. Defaults depend on --dataset and --stage.",
+        description="Train one stage of the curriculum.",
+        epilog="Defaults that are not shown come from the stage's row in train/stages.py.",
         argument_default=argparse.SUPPRESS,
     )
     groups: dict[str, Any] = {}
     for item in fields(TrainArguments):
         meta = item.metadata
-        group = groups.setdefault(meta["group"], None) or parser.add_argument_group(meta["group"])
-        groups[meta["group"]] = group
-        default = (
-            "" if item.default in (None, "") or item.name == "segment_repeats" else item.default
-        )
-        text = meta["help"] + (f" (default {default})" if default != "" else "")
+        if meta["group"] not in groups:
+            groups[meta["group"]] = parser.add_argument_group(meta["group"])
+        group = groups[meta["group"]]
+        has_default = item.default is not None and item.default is not MISSING
+        text = meta["help"] + (f" (default {item.default})" if has_default else "")
         if meta["type"] is bool:
             action = argparse.BooleanOptionalAction
             group.add_argument(f"--{item.name}", action=action, help=text)
         else:
             extra = {key: meta[key] for key in ("choices", "nargs") if key in meta}
-            if item.name == "lora_init":
-                extra["choices"] = LORA_INITS
             group.add_argument(f"--{item.name}", type=meta["type"], help=text, **extra)
     return parser
 
@@ -188,7 +190,7 @@ def parse(argv: list[str] | None = None) -> TrainArguments:
     args = replace(args, **(args.row.defaults | given))
     if args.segment_stride_s is None:
         args.segment_stride_s = args.window_s / 5
-    args.output_dir = args.output_dir.format(num_segments=args.num_segments)
+    args.output_dir = args.output_dir.replace("{num_segments}", str(args.num_segments))
     return args
 
 
@@ -280,6 +282,9 @@ def _missing(args: TrainArguments) -> list[str]:
     found = []
     for name, paths in args.inputs().items():
         for path in paths:
+            if path is None:
+                found.append(f"--{name} is needed ({MADE_BY[name]})")
+                continue
             hub_id = name == "base" and not path.startswith((".", "/", "checkpoints"))
             there = Path(path).exists() or Path(f"{path}.h5").exists() or hub_id
             if not there:

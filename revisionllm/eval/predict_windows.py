@@ -4,8 +4,8 @@
     python revisionllm/eval/predict_windows.py --checkpoint RUN --data_path FILE --features STORE
 
 Behind scripts/mad/eval_loop_stage1_dense.sh and scripts/chapters/eval_loop_stage1_dense.sh. One
-process per GPU, whole films each; started again, it goes on where it stopped. On a cluster:
-`sbatch --array 0-7 --wrap 'python ... --shard $SLURM_ARRAY_TASK_ID --num_shards 8'`.
+process per GPU, whole films each; started again, it goes on where it stopped. On a cluster it takes
+its shard from a SLURM array (`sbatch --array 0-7 --wrap 'python ...'`) or from torchrun.
 Paper: https://arxiv.org/abs/2411.14901, section 3.
 """
 

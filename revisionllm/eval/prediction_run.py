@@ -11,7 +11,7 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +55,7 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, defaults: Predicti
     )
     add("--output", help="folder; unset: <checkpoint>/predictions/<stage>")
     add("--num_shards", type=int, help="processes that share the films; unset: one per GPU")
-    add("--shard", type=int, help="run this shard alone, 0..num_shards-1 (a job array, say)")
+    add("--shard", type=int, help="run this one alone; unset: all, or SLURM array's or torchrun's")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (%(default)s)")
     add("--dtype", default="auto", help="auto, float32, bfloat16, float16 (%(default)s)")
     add("--budget_mb", type=int, help="memory of the engine's batches; unset: by the device")
@@ -98,6 +98,7 @@ def predict_all(
     Raises:
         UserError: something is missing or contradicts itself.
     """
+    _take_shard_from(os.environ, args)
     films = films_of(args)
     count = args.num_shards or _num_gpus(args.device)
     if args.shard is not None and not 0 <= args.shard < count:
@@ -116,6 +117,16 @@ def predict_all(
         number = args.shard or 0
         _predict_shard(args, films[number::count], shards[number], make_searcher)
     return _merge(shards, folder, {a.query_id for _, asked in films for a in asked})
+
+
+def _take_shard_from(environment: Mapping[str, str], args: argparse.Namespace) -> None:
+    """Without --shard: the place in a SLURM array, or among torchrun's processes."""
+    for shard, count in (("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"), ("RANK", "WORLD_SIZE")):
+        if args.shard is None and args.num_shards is None and {shard, count} <= set(environment):
+            args.shard, args.num_shards = int(environment[shard]), int(environment[count])
+            local = environment.get("LOCAL_RANK")
+            if local and args.device in ("auto", "cuda") and _num_gpus("cuda") > 1:
+                args.device = f"cuda:{local}"
 
 
 def films_of(args: argparse.Namespace) -> list[tuple[str, list[Annotation]]]:

@@ -83,6 +83,17 @@ def test_shards_give_the_same_file(tiny, dense, tmp_path, capsys):
     assert "--num_shards" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "names", [("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"), ("RANK", "WORLD_SIZE")]
+)
+def test_shards_of_a_cluster(tiny, tmp_path, monkeypatch, names):
+    for name, value in zip(names, ("2", "3"), strict=True):
+        monkeypatch.setenv(name, value)
+    assert predict_windows.main(flags(tiny, "dense", tmp_path)) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["shard-2-of-3.jsonl"]
+    assert {p.vid for p in read_predictions(tmp_path / "shard-2-of-3.jsonl")} == {"film_c"}
+
+
 def test_a_killed_run_goes_on(tiny, dense, tmp_path, capsys):
     whole = (dense / "shard-0-of-1.jsonl").read_text().splitlines(keepends=True)
     shard = tmp_path / "shard-0-of-1.jsonl"

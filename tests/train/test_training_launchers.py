@@ -52,9 +52,8 @@ def test_needs_are_the_inputs_of_the_stage(script):
     lines = (ROOT / "scripts" / script).read_text().splitlines()
     needs = [line.split()[1:] for line in lines if line.startswith("need ")]
     args = parse(train_flags(run(script, DRY_RUN="1").stdout))
-    assert needs == [[name, path] for name, paths in args.inputs().items() for path in paths] or (
-        sorted(needs) == sorted([n, p] for n, paths in args.inputs().items() for p in paths)
-    )
+    inputs = [[name, path] for name, paths in args.inputs().items() for path in paths]
+    assert sorted(needs) == sorted(inputs)
 
 
 def test_missing_inputs_are_one_line_and_exit_2():

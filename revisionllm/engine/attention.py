@@ -138,21 +138,25 @@ class QuestionPass:
         self.kept.append((keys, values))
         asks = self._by_question(q).unflatten(1, (key_heads, heads // key_heads))
         weights = asks @ keys.transpose(-1, -2)[:, :, None]
-        parts = _attend(weights.masked_fill(self.hidden, -torch.inf), values[:, :, None])
+        parts = _attend(weights.masked_fill_(self.hidden, -torch.inf), values[:, :, None])
         return tuple(  # [A, K, H/K, L, x] to [H, N, x]
-            part.flatten(1, 2).transpose(0, 1).flatten(1, 2)[:, self.tokens] for part in parts
+            part.flatten(1, 2).transpose(0, 1).flatten(1, 2).index_select(1, self.tokens)
+            for part in parts
         )
 
     def _by_question(self, x: Tensor) -> Tensor:
         """[heads, N, D] to [A, heads, L, D]; what lies behind a question's end repeats a token."""
-        return x[:, self.slots].unflatten(1, (self.num_questions, -1)).transpose(0, 1)
+        return x.index_select(1, self.slots).unflatten(1, (self.num_questions, -1)).transpose(0, 1)
 
 
 def _attend(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax without its division: outputs, sums of exponentials, and the tops taken off first."""
+    """Softmax without its division: outputs, sums of exponentials, and the tops taken off first.
+
+    Overwrites `weights`.
+    """
     weights = weights.float()
     top = weights.amax(-1, keepdim=True)
-    weights = (weights - top).exp_()
+    weights = weights.sub_(top).exp_()  # in place: fresh memory costs more than the arithmetic
     return weights.to(values.dtype) @ values, weights.sum(-1, keepdim=True), top
 
 

@@ -24,7 +24,7 @@ VERBS = {
 
 
 def build_parser(only_verb: str | None = None) -> argparse.ArgumentParser:
-    """Build the parser; the arguments of `only_verb` alone are filled in, so that others cost nothing."""
+    """Build the parser with the arguments of `only_verb` alone, so that others cost nothing."""
     parser = argparse.ArgumentParser(
         prog="revisionllm", description="Find when an event happens in an hour-long video."
     )

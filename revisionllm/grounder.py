@@ -5,9 +5,9 @@
     for prediction in grounder.ground(film, ["a red ball bounces on the beach"]):
         print(prediction.found, prediction.moments[:3])
 
-decode -> CLIP features -> windows -> adapter -> LLM -> answers -> search -> moments. The search here is
-coarse to fine over two levels: text-frame cosine of short segments (no model pass), then dense windows
-where segments survived. Paper: https://arxiv.org/abs/2411.14901, section 3.
+decode -> CLIP features -> windows -> adapter -> LLM -> answers -> search -> moments. The search
+here is coarse to fine over two levels: text-frame cosine of short segments (no model pass), then
+dense windows where segments survived. Paper: https://arxiv.org/abs/2411.14901, section 3.
 """
 
 from __future__ import annotations

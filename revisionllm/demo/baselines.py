@@ -1,8 +1,8 @@
 """What the grounder is held against: per-frame CLIP retrieval, and chance.
 
-CLIP retrieval: the cosine of every frame with the sentence, smoothed over time; the best peaks grow to
-their neighbours while these stay close to the peak. How much is smoothed and how far a span grows is
-tuned on validation films, so that the baseline is as good as this CLIP allows.
+CLIP retrieval: the cosine of every frame with the sentence, smoothed over time; the best peaks grow
+to their neighbours while these stay close to the peak. How much is smoothed and how far a span
+grows is tuned on validation films, so that the baseline is as good as this CLIP allows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ class Merging:
 
 def grid() -> list[Merging]:
     """The settings that validation films choose from."""
-    smooths, drops, longests = (0.6, 1.4, 3.0, 5.0), (0.25, 0.5, 1.0, 1.5, 2.0, 3.0), (5.0, 8.0, 20.0)
+    smooths, drops, longests = (
+        (0.6, 1.4, 3.0, 5.0),
+        (0.25, 0.5, 1.0, 1.5, 2.0, 3.0),
+        (5.0, 8.0, 20.0),
+    )
     return [Merging(*values) for values in itertools.product(smooths, drops, longests)]
 
 
@@ -72,7 +76,7 @@ def retrieve(scores: np.ndarray, fps: float, merging: Merging, top_k: int = 5) -
 
 
 def tune(cosines: list[np.ndarray], spans: list[tuple[float, float]], fps: float) -> Merging:
-    """The merging with the best sum of R1@0.3 and R1@0.5 on validation sentences (ties: the first)."""
+    """The merging with the best sum of R1@0.3 and R1@0.5 on validation films (ties: the first)."""
 
     def quality(merging: Merging) -> float:
         found = np.array([retrieve(row, fps, merging, 1)[0, :2] for row in cosines])
@@ -89,7 +93,9 @@ def best_threshold(present: np.ndarray, absent: np.ndarray) -> float:
     return float(candidates[int(np.argmax(quality))])
 
 
-def chance_span(duration_s: float, length_s: float, rng: np.random.Generator) -> tuple[float, float]:
+def chance_span(
+    duration_s: float, length_s: float, rng: np.random.Generator
+) -> tuple[float, float]:
     """A span of the usual length anywhere in the film."""
     start_s = float(rng.uniform(0, max(0.0, duration_s - length_s)))
     return start_s, start_s + length_s

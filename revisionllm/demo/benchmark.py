@@ -2,9 +2,9 @@
 
     python revisionllm/demo/benchmark.py --films 6 --minutes 60 --present 40 --absent 15
 
-Films are real mp4 files, rendered, decoded and encoded like any other video. Validation films tune the
-baseline's merging and both thresholds; the table is about test films alone. Intervals are 95 % bootstrap
-intervals that resample whole films.
+Films are real mp4 files, rendered, decoded and encoded like any other video. Validation films tune
+the baseline's merging and both thresholds; the table is about test films alone. Intervals are 95 %
+bootstrap intervals that resample whole films.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-if __package__ in (None, ""):  # started by path: put the repository, not this folder, on the import path
+if __package__ in (None, ""):  # started by path: import from the repository, not from here
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
@@ -94,7 +94,9 @@ def row(name: str, films, truth, spans, found) -> dict:
     present = [i for i, span in enumerate(truth) if span is not None]
     absent = [i for i, span in enumerate(truth) if span is None]
     groups = [films[i] for i in present]
-    ious = iou_table([spans[i] for i in present], [np.array([truth[i]]) for i in present], max_rank=5)
+    ious = iou_table(
+        [spans[i] for i in present], [np.array([truth[i]]) for i in present], max_rank=5
+    )
     best, top5 = np.maximum(ious[:, 0], 0), ious.max(axis=1)
     values = {f"R1@{t}": best >= t for t in THRESHOLDS}
     values |= {"R5@0.5": top5 >= 0.5, "mIoU": best}
@@ -134,7 +136,8 @@ def chance_row(val: Asked, test: Asked) -> dict:
     rng = np.random.default_rng(0)
     length_s = float(np.median([span[1] - span[0] for span in val.truth if span]))
     spans = [
-        np.array([chance_span(test.duration_s, length_s, rng) for _ in range(5)]) for _ in test.truth
+        np.array([chance_span(test.duration_s, length_s, rng) for _ in range(5)])
+        for _ in test.truth
     ]
     found = list(rng.random(len(test.truth)) < 0.5)
     return row("chance", test.films, test.truth, spans, found)
@@ -148,7 +151,11 @@ def markdown(lines: list[dict]) -> str:
     for line in lines:
         cells = [line["method"]]
         cells += [f"{line[k][0]:.1f} [{line[k][1]:.1f}, {line[k][2]:.1f}]" for k in keys]
-        cells += [f"{line['absent_right']:.0f} %", f"{line['present_found']:.0f} %", line.get("windows", "0")]
+        cells += [
+            f"{line['absent_right']:.0f} %",
+            f"{line['present_found']:.0f} %",
+            line.get("windows", "0"),
+        ]
         table.append("| " + " | ".join(cells) + " |")
     return "\n".join(table)
 
@@ -163,7 +170,9 @@ def benchmark(args: argparse.Namespace) -> dict:
     grounder = Grounder.from_checkpoint(args.checkpoint)
     if args.fit_calibration:
         grounder.calibration = None
-    val = ask_split(grounder, args, "val", range(VAL_SEED, VAL_SEED + args.val_films), ["exhaustive"])
+    val = ask_split(
+        grounder, args, "val", range(VAL_SEED, VAL_SEED + args.val_films), ["exhaustive"]
+    )
     if args.fit_calibration:
         grounder.calibration = fit_calibration(val.predictions["exhaustive"])
         path = args.checkpoint / "calibration.json"

@@ -1,7 +1,7 @@
 """Captions of single demo frames: who is where, for teaching CLIP and for the captioning questions.
 
-A caption tells what one frame shows (things, places on screen, which way a thing is turned, scenery);
-what happens over time it tells only through the sentence of an event that is under way.
+A caption tells what one frame shows (things, places on screen, which way a thing is turned,
+scenery); what happens over time it tells only through the sentence of an event that is under way.
 """
 
 from __future__ import annotations

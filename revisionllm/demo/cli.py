@@ -1,7 +1,8 @@
 """`revisionllm demo`: a film is rendered, sentences are grounded in it, and the answers are shown.
 
-Writes film.mp4, predictions.jsonl, view.html and timeline.png, and prints a table with the truth beside
-the answers. The film's seed belongs to the test split: no training has seen its cast, shots or wording.
+Writes film.mp4, predictions.jsonl, view.html and timeline.png, and prints a table with the truth
+beside the answers. The film's seed belongs to the test split: no training has seen its cast, shots
+or wording.
 """
 
 from __future__ import annotations
@@ -143,7 +144,8 @@ def summary(predictions, search: str, num_windows: int) -> str:
     visited = sum(p.cost.dense_windows for p in predictions) / len(predictions) / num_windows
     coarse = "text-frame cosine over short segments" if search == "planned" else "none"
     return (
-        f"\n{len(hits)} of {len(present)} events found at IoU 0.5, {sum(not p.found for p in absent)} of "
-        f"{len(absent)} absent ones recognised; {visited:.0%} of the LLM windows visited "
+        f"\n{len(hits)} of {len(present)} events found at IoU 0.5, "
+        f"{sum(not p.found for p in absent)} of {len(absent)} absent ones recognised; "
+        f"{visited:.0%} of the LLM windows visited "
         f"(coarse level: {coarse})"
     )

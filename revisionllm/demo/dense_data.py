@@ -1,7 +1,8 @@
 """Questions about windows of demo films, packed, for teaching the demo's LLM dense grounding.
 
-One window carries many questions: events it shows, hard negatives (events of elsewhere in the film, and
-near misses of what it shows), and captioning questions that teach what frames and frame numbers mean.
+One window carries many questions: events it shows, hard negatives (events of elsewhere in the film,
+and near misses of what it shows), and captioning questions that teach what frames and frame numbers
+mean.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from revisionllm.demo.captions import frame_caption
 from revisionllm.demo.language import (
     FactIndex,
     Query,
-    change_one,
-    is_well_formed,
     absent_query,
+    change_one,
     describe,
     event_query,
+    is_well_formed,
     phrase,
 )
 from revisionllm.demo.world import FILM_FPS, FilmPlan, plan_film
@@ -157,7 +158,7 @@ class WindowSampler:
         return Query(phrase(wrong, rng, self.split), wrong, None, None)
 
     def _from_elsewhere(self, film, window_s, rng) -> Query | None:
-        """A true sentence about another part of the film, preferably about what the window shows."""
+        """A true sentence about another part of the film, at best about what the window shows."""
         facts = film.plan.facts
         shown = {f.actor for f in facts if _overlaps(f.start_s, f.end_s, window_s)}
         for _ in range(4):
@@ -196,8 +197,8 @@ class WindowSampler:
 class PackedBatch:
     """Windows with their packed questions (torch tensors; see `engine.packing`).
 
-    ids, positions, owners, visible: [B, N]; labels [B, N] (ignore index where not supervised);
-    ask [B, Q]: packed index of each question's last prompt token, spans [B, Q, 2] (-1: not present),
+    ids, positions, owners, visible: [B, N]; labels [B, N] (ignore index where not supervised); ask
+    [B, Q]: packed index of each question's last prompt token, spans [B, Q, 2] (-1: not present),
     grounds [B, Q].
     """
 
@@ -219,7 +220,8 @@ class Packer:
         self.tokenizer = tokenizer
         self.before, sample = prompt_pieces(tokenizer, question_text("x", "frames"))
         other = prompt_pieces(tokenizer, question_text("the red ball", "frames"))[1]
-        self.shared = next(i for i, pair in enumerate(zip(sample, other)) if pair[0] != pair[1])
+        pairs = zip(sample, other, strict=False)
+        self.shared = next(i for i, (one, two) in enumerate(pairs) if one != two)
         self.shared_ids = sample[: self.shared]
         self._encode = lru_cache(maxsize=4096)(self._tokens)
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from revisionllm.demo.dense_data import (
     FEATURE_FPS,
@@ -54,6 +55,11 @@ class Sizes:
     max_positions: int = 512
 
 
+# Behind the last prompt token come From, a space piece, two digits, to, a space piece, two digits:
+# offsets of the tokens that predict the digits of the first and of the last frame.
+DIGIT_OFFSETS = ((2, 3), (6, 7))
+
+
 class Pointer(nn.Module):
     """Training only: which frames is a question about? Scores first, last and inside per frame."""
 
@@ -68,6 +74,28 @@ class Pointer(nn.Module):
         asks = self.ask(asks_BQH).unflatten(-1, (3, -1)).transpose(1, 2)
         frames = self.frame(frames_BFH).unflatten(-1, (3, -1)).transpose(1, 2)
         return asks @ frames.transpose(-1, -2) / math.sqrt(asks.shape[-1])
+
+    def digit_loss(self, packed_BNH: Tensor, frames_BFH: Tensor, batch: PackedBatch) -> Tensor:
+        """Cross-entropy of the frame that each digit of an answer is about.
+
+        The token before a digit is to look for its frame itself; the layers above then only copy
+        the digit from there.
+        """
+        row, question = (batch.spans[..., 0] >= 0).nonzero(as_tuple=True)
+        if not len(row):
+            return packed_BNH.sum() * 0
+        frames = self.frame(frames_BFH).unflatten(-1, (3, -1))
+        losses = []
+        for end, offsets in enumerate(DIGIT_OFFSETS):
+            for offset in offsets:
+                tokens = packed_BNH[row, batch.ask[row, question] + offset]
+                asks = self.ask(tokens).unflatten(-1, (3, -1))[:, end]
+                scores = torch.einsum("nd,nfd->nf", asks, frames[row, :, end])
+                target = batch.spans[row, question, end]
+                losses.append(
+                    functional.cross_entropy(scores.float() / math.sqrt(asks.shape[-1]), target)
+                )
+        return torch.stack(losses).mean()
 
     def loss(self, scores: Tensor, spans: Tensor, grounds: Tensor) -> Tensor:
         """Cross-entropy of first and last frame, binary cross-entropy of being inside."""
@@ -196,8 +224,56 @@ def forward(
     pointer_loss = pointer.loss(scores, batch.spans, batch.grounds)
     hits = count_hits(batch, wanted, logits.argmax(-1), labels, scores)
     decision_loss = decision(model, packed, batch)
+    frames = middle[:, first_frame : first_frame + FRAMES_PER_WINDOW]
+    digit_loss = pointer.digit_loss(middle[:, prefix:], frames, batch)
+    copy_loss = copy_head_loss(model, middle, allowed, positions, batch, packer, pointer_layer)
     total = answer_loss + 0.5 * decision_loss + 0.3 * pointer_loss
+    total = total + 0.3 * digit_loss + 0.3 * copy_loss + written_digits(model, packed, batch)
     return Output(total, answer_loss, pointer_loss, hits)
+
+
+def copy_head_loss(
+    model, middle, allowed, positions, batch: PackedBatch, packer: Packer, layer_index: int
+) -> Tensor:
+    """Where one attention head looks when a digit is due: at the frame that carries the digit.
+
+    A head learns to copy a digit only once it looks at the right frame, and is drawn to the right
+    frame only once copying pays; asking for the first breaks the circle. Head 0 of the layer above
+    the pointers; its own queries and keys, nothing is added to the model.
+    """
+    row, question = (batch.spans[..., 0] >= 0).nonzero(as_tuple=True)
+    if not len(row):
+        return middle.sum() * 0
+    layer = model.llm.model.layers[layer_index]
+    head_dim = layer.self_attn.head_dim
+    states = layer.input_layernorm(middle)
+    cos, sin = model.llm.model.rotary_emb(states, positions)
+    query = layer.self_attn.q_proj(states)[:, None, :, :head_dim]
+    key = layer.self_attn.k_proj(states)[:, None, :, :head_dim]
+    query, key = apply_rotary_pos_emb(query, key, cos, sin)
+    losses = []
+    for end, offsets in enumerate(DIGIT_OFFSETS):
+        for offset in offsets:
+            column = packer.prefix_length + batch.ask[row, question] + offset
+            scores = torch.einsum("nd,ntd->nt", query[row, 0, column], key[row, 0])
+            scores = scores.float() / math.sqrt(head_dim)
+            scores = scores.masked_fill(~allowed[row, 0, column], -1e9)
+            target = len(packer.before) + batch.spans[row, question, end]
+            losses.append(functional.cross_entropy(scores, target))
+    return torch.stack(losses).mean()
+
+
+def written_digits(model, packed: Tensor, batch: PackedBatch) -> Tensor:
+    """Cross-entropy of the digits of present answers, the tokens that say when."""
+    row, question = (batch.spans[..., 0] >= 0).nonzero(as_tuple=True)
+    if not len(row):
+        return packed.sum() * 0
+    offsets = torch.tensor([offset for end in DIGIT_OFFSETS for offset in end])
+    column = batch.ask[row, question][:, None] + offsets
+    logits = model.llm.lm_head(packed[row[:, None], column]).float()
+    return functional.cross_entropy(
+        logits.flatten(0, 1), batch.labels[row[:, None], column].flatten()
+    )
 
 
 def decision(model, packed: Tensor, batch: PackedBatch) -> Tensor:

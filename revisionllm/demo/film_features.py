@@ -1,4 +1,4 @@
-"""CLIP features of rendered films, straight from the renderer (no video file), kept in a cache folder."""
+"""CLIP features of rendered films, straight from the renderer, kept in a cache folder."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
     python revisionllm/demo/films.py --out data/demo --split test --films 6
 
-A set is a folder with `<film>.mp4`, `annotations.json` (sentences that are true of one event each) and
-`absent.json` (the same format with empty timestamps: sentences that are true of nothing in their film).
+A set is a folder with `<film>.mp4`, `annotations.json` (sentences that are true of one event each)
+and `absent.json` (the same format with empty timestamps: sentences that are true of nothing in
+their film).
 """
 
 from __future__ import annotations
@@ -15,10 +16,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-if __package__ in (
-    None,
-    "",
-):  # started by path: put the repository, not this folder, on the import path
+if __package__ in (None, ""):  # started by path: import from the repository, not from here
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from revisionllm.errors import UserError, run_entry_point

@@ -1,9 +1,10 @@
 """Sentences of the demo world: a small grammar, and the logic that says what they are true of.
 
-A `Description` names some attributes of an event; it is true of every fact that agrees with all of them.
-`describe` adds attributes until a description is true of exactly one event of the film; `absent`
-changes one attribute of a true description until it is true of none. `phrase` words a description;
-some wordings belong to the test split alone (they recombine words that training has seen).
+A `Description` names some attributes of an event; it is true of every fact that agrees with all of
+them. `describe` adds attributes until a description is true of exactly one event of the film;
+`absent` changes one attribute of a true description until it is true of none. `phrase` words a
+description; some wordings belong to the test split alone (they recombine words that training has
+seen).
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def describe(index: FactIndex, fact: Fact, rng: np.random.Generator) -> Descript
 
 
 def change_one(description: Description, name: str, rng: np.random.Generator) -> Description:
-    """The description with the attribute `name` drawn anew; unchanged if it has none of that name."""
+    """The description with the attribute `name` drawn anew; unchanged if it has no such one."""
     size, colour, shape = description.actor
     if name == "action":
         return replace(description, action=str(rng.choice(sorted(PHRASES))))
@@ -369,7 +370,7 @@ def film_queries(
             absent_ones.setdefault(query.sentence, query)
     if len(present) < num_present or len(absent_ones) < num_absent:
         raise ValueError(
-            f"film {plan.film_id} of {plan.duration_s:g} s has {len(present)} events to ask about and "
-            f"{len(absent_ones)} near misses; {num_present} and {num_absent} were wanted"
+            f"film {plan.film_id} of {plan.duration_s:g} s has {len(present)} events to ask about "
+            f"and {len(absent_ones)} near misses; {num_present} and {num_absent} were wanted"
         )
     return list(present.values()), list(absent_ones.values())

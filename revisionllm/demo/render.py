@@ -1,7 +1,8 @@
 """Draws the frames of a planned film and writes them as H.264 (PyAV).
 
-Shapes are cut out of a small distance grid and kept in a cache, so that a frame costs a background copy
-and a few pastes: an hour renders and encodes in well under a minute on two cores with flat memory.
+Shapes are cut out of a small distance grid and kept in a cache, so that a frame costs a background
+copy and a few pastes: an hour renders and encodes in well under a minute on two cores with flat
+memory.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def background(place: str, scenery: int) -> np.ndarray:
     rng = np.random.default_rng([PLACES.index(place), scenery])
     sky, ground, horizon, kind, colour = SCENERY[place]
     shade = (0.88 + 0.16 * GRID_Y / FRAME_HEIGHT) * rng.uniform(0.93, 1.05)
-    is_sky = GRID_Y < horizon * FRAME_HEIGHT
+    is_sky = horizon * FRAME_HEIGHT > GRID_Y
     image = np.where(is_sky[..., None], np.float32(sky), np.float32(ground))
     _decorate(image, kind, colour, horizon, rng)
     return np.clip(image * shade[..., None], 0, 255).astype(np.uint8)
@@ -183,7 +184,7 @@ def frames(
     plan: FilmPlan, fps: float = FILM_FPS, first: int = 0, step: int = 1
 ) -> Iterator[np.ndarray]:
     """Yield frames number first, first + step, ... of the film sampled at fps, in order."""
-    num_frames = int(round(plan.duration_s * fps))
+    num_frames = round(plan.duration_s * fps)
     shots = iter(plan.shots)
     shot = next(shots)
     for number in range(first, num_frames, step):

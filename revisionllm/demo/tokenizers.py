@@ -1,8 +1,8 @@
 """The demo's two small tokenizers, trained on its own sentences.
 
-Both are byte-fallback BPE, so that any text a user types can be encoded. The LLM's follows LLaMA's layout
-(<unk> 0, <s> 1, </s> 2, single digits, leading-space pieces); CLIP's ends with its end-of-text token,
-because open_clip pools the text at the highest id.
+Both are byte-fallback BPE, so that any text a user types can be encoded. The LLM's follows LLaMA's
+layout (<unk> 0, <s> 1, </s> 2, single digits, leading-space pieces); CLIP's ends with its
+end-of-text token, because open_clip pools the text at the highest id.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Trains the demo's CLIP (open_clip, a small ResNet and a small text transformer) on rendered frames.
+"""Trains the demo's CLIP (open_clip: small ResNet, small text transformer) on rendered frames.
 
     python revisionllm/demo/train_clip.py --out checkpoints/demo/clip
 
 Contrastive learning as in CLIP (https://arxiv.org/abs/2103.00020) on frames with captions that name
-things, their places and the scenery. A batch holds several frames of each shot, which makes the image
-features tell positions and turns apart: the grounder reads motion from them.
+things, their places and the scenery. A batch holds several frames of each shot, so that image
+features learn to tell positions and turns apart: the grounder reads motion from them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-if __package__ in (
-    None,
-    "",
-):  # started by path: put the repository, not this folder, on the import path
+if __package__ in (None, ""):  # started by path: import from the repository, not from here
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from revisionllm.errors import run_entry_point
@@ -95,14 +92,14 @@ def to_pixels(frames, config: dict):
 def accuracy(model, tokenizer, config: dict, frames) -> dict[str, float]:
     """Zero-shot accuracy of naming the place, and colour and shape, and of finding the own caption.
 
-    Shot accuracy chooses among all places, attribute accuracy among all colour-shape pairs on frames
-    with a single thing, caption accuracy among 32 random captions.
+    Shot accuracy chooses among all places, attribute accuracy among all colour-shape pairs on
+    frames with a single thing, caption accuracy among 32 random captions.
     """
     import torch
 
-    from revisionllm.model.clip import normalise_query
     from revisionllm.demo.language import WORDS
     from revisionllm.demo.world import COLOURS, PLACES, SHAPES
+    from revisionllm.model.clip import normalise_query
 
     pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     model.eval()

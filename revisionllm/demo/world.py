@@ -1,9 +1,10 @@
 """The demo world: plans of films in which coloured shapes do things that take time.
 
-A film is a run of shots. A shot shows one place and one to three actors (size x colour x shape) of the
-film's small cast, who do things one after the other. Because the cast and the places of a film are few,
-most events have neighbours that share the actor, the action or the place: a single frame does not tell
-them apart. `plan_film` decides everything; drawing (`render`) and wording (`language`) only read the plan.
+A film is a run of shots. A shot shows one place and one to three actors (size x colour x shape) of
+the film's small cast, who do things one after the other. Because the cast and the places of a film
+are few, most events have neighbours that share the actor, the action or the place: a single frame
+does not tell them apart. `plan_film` decides everything; drawing (`render`) and wording
+(`language`) only read the plan.
 
 Places on screen are fractions of the frame: x grows to the right, y grows downwards.
 """
@@ -55,7 +56,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where and how an actor is at one moment; angle in turns, scale relative to the actor's size."""
+    """Where and how an actor is at one moment; angle in turns, scale relative to its size."""
 
     x: float
     y: float
@@ -68,8 +69,8 @@ class Pose:
 class Event:
     """Something an actor does from start_s to end_s (film seconds).
 
-    `direction` is the way it moves ("left" or "right"), `other` the index of the second actor within
-    the shot; `begin` and `end` are the actor's poses at both ends.
+    `direction` is the way it moves ("left" or "right"), `other` the index of the second actor
+    within the shot; `begin` and `end` are the actor's poses at both ends.
     """
 
     action: str
@@ -99,7 +100,8 @@ class Shot:
 class Fact:
     """One true statement about the film: `actor` did `action` during [start_s, end_s) in `place`.
 
-    An event can make several facts true (who follows somebody to the middle also runs to the middle).
+    An event can make several facts true (who follows somebody to the middle also runs to the
+    middle).
     """
 
     event_id: int

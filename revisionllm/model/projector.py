@@ -50,7 +50,7 @@ class DigitPosition(nn.Module):
     def __init__(self, hidden_size: int, frames_per_window: int) -> None:
         super().__init__()
         self.num_places = len(str(frames_per_window - 1))
-        self.table = nn.Parameter(torch.randn(self.num_places, DIGITS, hidden_size) * 0.2)
+        self.table = nn.Parameter(torch.randn(self.num_places, DIGITS, hidden_size))
 
     def forward(self, tokens_BFH: Tensor) -> Tensor:
         frames = torch.arange(tokens_BFH.shape[1], device=tokens_BFH.device)

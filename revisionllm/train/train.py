@@ -20,10 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-if __package__ in (
-    None,
-    "",
-):  # started by path: put the repository, not this folder, on the import path
+if __package__ in (None, ""):  # started by path: import from the repository, not from here
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from revisionllm.errors import UserError, run_entry_point

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from revisionllm.demo.baselines import Merging, best_threshold, chance_span, retrieve, smoothed, tune
+from revisionllm.demo.baselines import (
+    Merging,
+    best_threshold,
+    chance_span,
+    retrieve,
+    smoothed,
+    tune,
+)
 
 
 def bump(length: int, first: int, last: int) -> np.ndarray:

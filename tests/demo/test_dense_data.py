@@ -59,9 +59,7 @@ def test_negative_questions_are_true_of_nothing_in_the_window(film):
         start_s = film.window_start_s(first)
         window_s = (start_s, start_s + 60.0)
         shown = {
-            f.event_id
-            for f in film.plan.facts
-            if f.start_s < window_s[1] and f.end_s > window_s[0]
+            f.event_id for f in film.plan.facts if f.start_s < window_s[1] and f.end_s > window_s[0]
         }
         for draw in (sampler._near_miss, sampler._from_elsewhere):
             for _ in range(40):
@@ -130,5 +128,5 @@ def packed_logits(llm, visual, packer, batch) -> torch.Tensor:
 
 
 def test_window_constants_agree():
-    assert dense_data.FRAME_S == pytest.approx(0.6)
-    assert dense_data.FEATURE_STEP / dense_data.FEATURE_FPS == pytest.approx(dense_data.FRAME_S)
+    assert pytest.approx(0.6) == dense_data.FRAME_S
+    assert pytest.approx(dense_data.FRAME_S) == dense_data.FEATURE_STEP / dense_data.FEATURE_FPS

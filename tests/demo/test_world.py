@@ -121,7 +121,9 @@ def test_most_events_have_distractors():
 
 def test_training_never_casts_held_out_pairs_and_tests_do():
     def pairs(split: str) -> set[tuple[str, str]]:
-        actors = [a for seed in range(20) for s in plan_film(seed, 600, split).shots for a in s.actors]
+        actors = [
+            a for seed in range(20) for s in plan_film(seed, 600, split).shots for a in s.actors
+        ]
         return {(actor.colour, actor.shape) for actor in actors}
 
     assert not pairs("train") & HELD_OUT_PAIRS

@@ -9,7 +9,7 @@ import numpy as np
 
 from revisionllm.grounding.calibration import Calibration
 from revisionllm.grounding.levels import Level, Moment, WindowAnswer
-from revisionllm.grounding.scores import SpanCosine, merge_duplicates, suppress
+from revisionllm.grounding.scores import SpanCosine, merge_duplicates, span_iou, suppress
 from revisionllm.grounding.windows import merge_ranges
 
 Range = tuple[float, float]
@@ -142,13 +142,14 @@ def rank(
 ) -> list[Moment]:
     """Ranked moments: score = confidence x the span's weight x `factor`, overlaps suppressed.
 
-    The confidence is `calibration` of the parts (presence, entropy, and cosine when it can be
-    had); without a calibration it is the presence. `merge_iou`: near-duplicates become their
+    The confidence is `calibration` of the parts (presence, entropy, support, and cosine when it can
+    be had); without a calibration it is the presence. `merge_iou`: near-duplicates become their
     weighted mean first.
     """
     if not len(found):
         return []
     parts = {"presence": found.presence, "entropy": found.entropy}
+    parts["support"] = support(found.spans_s, found.presence)
     if cosine is not None:
         parts["cosine"] = np.asarray(cosine(query, found.spans_s), dtype=np.float64)
         _require_finite(parts["cosine"], "cosine")
@@ -168,6 +169,19 @@ def rank(
         )
         for i in kept.tolist()
     ]
+
+
+def support(spans_s: np.ndarray, presence: np.ndarray) -> np.ndarray:
+    """How far another window agrees: the largest IoU x presence of any other candidate, 0..1.
+
+    Windows overlap, so an event is mostly seen twice; a false alarm seldom recurs at its place.
+    """
+    agreement = np.zeros(len(spans_s))
+    for i, span in enumerate(spans_s):
+        weighted = span_iou(span, spans_s) * presence
+        weighted[i] = 0.0
+        agreement[i] = weighted.max()
+    return agreement
 
 
 def _best_overlap(

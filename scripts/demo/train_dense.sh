@@ -1,6 +1,6 @@
 #!/bin/sh
-# The demo's LLM and frame adapter, taught dense grounding on windows of rendered films: some hours on
-# 2 cores (checkpoints/demo/README.md). Reads checkpoints/demo/clip, which train_clip.sh writes; writes
+# The demo's LLM and frame adapter, taught dense grounding on windows of rendered films: about 70 minutes on
+# one core (checkpoints/demo/README.md). Reads checkpoints/demo/clip, which train_clip.sh writes; writes
 # checkpoints/demo/base and dense, and continues when it was killed.
 # Arguments go to revisionllm/demo/train_dense.py.
 . "$(dirname -- "$0")/../common.sh"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 
@@ -34,6 +35,13 @@ def run_entry_point(main: Callable[[], int], program: str) -> int:
     except BrokenPipeError:  # the reader of our stdout went away (`| head`): not our failure
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = f": {error.filename}" if error.filename else ""
+        message = f"disk full{place}; free some space and run the same command again"
+        print(f"{program}: error: {message}", file=sys.stderr)
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print(f"{program}: interrupted; run the same command again to resume", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -12,26 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from revisionllm.grounding.scores import span_iou
+
 RECALL_RANKS = (1, 5, 10, 50)
 IOU_THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 EMPTY_RANK = -1.0
-
-
-def span_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Intersection over union of spans, broadcast over leading axes.
-
-    Args:
-        first, second: [..., 2] seconds, start <= end.
-
-    Returns:
-        float64 [...], 0..1; 0 where both spans are empty.
-    """
-    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    start = np.maximum(first[..., 0], second[..., 0])
-    end = np.minimum(first[..., 1], second[..., 1])
-    overlap = np.maximum(end - start, 0.0)
-    union = (first[..., 1] - first[..., 0]) + (second[..., 1] - second[..., 0]) - overlap
-    return np.divide(overlap, union, out=np.zeros_like(union), where=union > 0)
 
 
 def iou_table(

@@ -156,13 +156,21 @@ def merge_scores(cosine: np.ndarray, entropy: np.ndarray, how: str) -> np.ndarra
     raise ValueError(f"how must be 'add' or 'multiply', got {how!r}")
 
 
-def span_iou(span: np.ndarray, spans: np.ndarray) -> np.ndarray:
-    """Intersection over union of `[2]` with each of `[N, 2]`: float64 `[N]`; 0 for empty unions."""
-    spans = np.asarray(spans, dtype=np.float64).reshape(-1, 2)
-    shared = np.minimum(span[1], spans[:, 1]) - np.maximum(span[0], spans[:, 0])
-    shared = np.maximum(shared, 0.0)
-    union = (span[1] - span[0]) + (spans[:, 1] - spans[:, 0]) - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+def span_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Intersection over union of spans, broadcast over leading axes.
+
+    Args:
+        first, second: [..., 2] seconds, start <= end.
+
+    Returns:
+        float64 [...], 0..1; 0 where both spans are empty.
+    """
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    start = np.maximum(first[..., 0], second[..., 0])
+    end = np.minimum(first[..., 1], second[..., 1])
+    overlap = np.maximum(end - start, 0.0)
+    union = (first[..., 1] - first[..., 0]) + (second[..., 1] - second[..., 0]) - overlap
+    return np.divide(overlap, union, out=np.zeros_like(union), where=union > 0)
 
 
 def suppress(

@@ -118,7 +118,9 @@ class LmdbRecords:
 
         try:
             if self._pid != os.getpid():
-                self._environment, self._pid = _environment(self.path), os.getpid()
+                # environment first: another thread that sees this process's id may use it at once
+                self._environment = _environment(self.path)
+                self._pid = os.getpid()
             return self._environment.begin()
         except lmdb.Error as error:
             raise UserError(f"cannot read LMDB {self.path}: {error}") from error
@@ -165,9 +167,17 @@ def _member_shape(archive: zipfile.ZipFile, names: tuple[str, ...]) -> tuple[int
 
 # LMDB refuses to open a path twice in one process; stores of the same path share the environment.
 _open_environments: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+_opening = threading.Lock()  # two threads must not both find the path unopened
+os.register_at_fork(after_in_child=lambda: globals().update(_opening=threading.Lock()))
 
 
 def _environment(path: Path):
+    """The environment of a path in this process, opened once for all stores and threads."""
+    with _opening:
+        return _open_or_share(path)
+
+
+def _open_or_share(path: Path):
     import lmdb
 
     key = (os.path.realpath(path), os.getpid())

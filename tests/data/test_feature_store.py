@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import sys
 import threading
 import tracemalloc
 from pathlib import Path
@@ -113,6 +114,29 @@ def test_two_stores_of_one_path_and_threads(store):
         thread.join()
     assert len(set(results)) == 1 and len(results) == 4
     assert results[0] == store.read("0001_MOVIE", [1, 2, 3]).sum()
+
+
+def test_threads_that_open_a_store_at_once(store):
+    """All threads read through stores that nobody has opened yet."""
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(30):
+            fresh, sums, start = open_features(store.path), [], threading.Barrier(6)
+
+            def work(fresh=fresh, sums=sums, start=start):
+                start.wait()
+                sums.append(fresh.read("0001_MOVIE", [1, 2, 3]).sum())
+
+            threads = [threading.Thread(target=work) for _ in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert len(sums) == 6
+            del fresh, work, threads
+    finally:
+        sys.setswitchinterval(interval_s)
 
 
 def test_released_lmdb_example(tmp_path):

@@ -4,7 +4,9 @@
 
 Contrastive learning as in CLIP (https://arxiv.org/abs/2103.00020) on frames with captions that name
 things, their places and the scenery. A batch holds several frames of each shot, so that image
-features learn to tell positions and turns apart: the grounder reads motion from them.
+features learn to tell positions and turns apart: the grounder reads motion from them. Captions are
+few bits for a picture, and a CLIP from nothing has seen few pictures; a linear read-out of what is
+where (`AttributeReadout`, training only) is asked of the image features beside them.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
 from revisionllm.errors import run_entry_point
 
 log = logging.getLogger("train_clip")
-IMAGE_SIZE = 64
-EMBED_DIM = 128
+IMAGE_SIZE = 96
+EMBED_DIM = 192
+TEXT_WIDTH = 128
 CONTEXT_LENGTH = 36
 VOCAB_SIZE = 640
 
@@ -39,7 +42,7 @@ def model_config(vocab_size: int) -> dict:
                 "context_length": CONTEXT_LENGTH,
                 "vocab_size": vocab_size,
                 "hf_tokenizer_name": "local",  # open_clip reads it from the folder itself
-                "width": EMBED_DIM,
+                "width": TEXT_WIDTH,
                 "heads": 4,
                 "layers": 2,
             },
@@ -79,14 +82,18 @@ def to_pixels(frames, config: dict):
     """Frames as the model sees them: float32 [N, 3, IMAGE_SIZE, IMAGE_SIZE], as at inference."""
     import numpy as np
     import torch
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import resize
 
     images = torch.from_numpy(np.stack([frame.image for frame in frames])).permute(0, 3, 1, 2)
-    pixels = torch.nn.functional.interpolate(
-        images.float(), size=(IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", antialias=True
-    )
-    pixels = pixels.round().clamp(0, 255) / 255
+    pixels = resize(images, [IMAGE_SIZE] * 2, InterpolationMode.BICUBIC, antialias=True)
     mean, std = config["preprocess_cfg"]["mean"][0], config["preprocess_cfg"]["std"][0]
-    return ((pixels - mean) / std).to(memory_format=torch.channels_last)
+    return ((pixels / 255 - mean) / std).to(memory_format=torch.channels_last)
+
+
+def pixels_of(frames, config: dict, chunk: int = 256):
+    """`to_pixels` of so many frames at a time."""
+    return (to_pixels(frames[i : i + chunk], config) for i in range(0, len(frames), chunk))
 
 
 def accuracy(model, tokenizer, config: dict, frames) -> dict[str, float]:
@@ -109,11 +116,8 @@ def accuracy(model, tokenizer, config: dict, frames) -> dict[str, float]:
             normal = [normalise_query(sentence) for sentence in sentences]
             return model.encode_text(tokenizer(normal), normalize=True)
 
-        parts = [
-            model.encode_image(to_pixels(frames[i : i + 256], config), normalize=True)
-            for i in range(0, len(frames), 256)
-        ]
-        images = torch.cat(parts)
+        parts = pixels_of(frames, config)
+        images = torch.cat([model.encode_image(part, normalize=True) for part in parts])
         places = texts([f"nothing {WORDS[place][0]}" for place in PLACES])
         named = texts([f"a small {colour} {shape}" for colour, shape in pairs])
         captions = texts([frame.caption for frame in frames])
@@ -137,14 +141,78 @@ def accuracy(model, tokenizer, config: dict, frames) -> dict[str, float]:
     }
 
 
+def build_readout(embed_dim: int):
+    """Training only: reads what is where out of image features, linearly.
+
+    Every colour has a slot, a linear map of the features; what a slot says about shape and pose is
+    read by one map for all colours, so that a shape looks the same in every colour. A module from
+    image features [N, D] to (shape logits [N, 8, 6], pose values [N, 8, 5]).
+    """
+    import torch
+    from torch import nn
+
+    from revisionllm.demo.world import COLOURS, SHAPES
+
+    slot = 16
+
+    class AttributeReadout(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(embed_dim, elementwise_affine=False)
+            self.slots = nn.Linear(embed_dim, len(COLOURS) * slot)
+            self.shape = nn.Linear(slot, len(SHAPES))
+            self.pose = nn.Linear(slot, 5)
+            nn.init.constant_(self.shape.bias, -3.0)
+
+        def forward(self, features):
+            slots = self.slots(self.norm(features)).unflatten(-1, (len(COLOURS), slot))
+            return self.shape(slots), self.pose(slots)
+
+        def loss(self, features, shapes, poses):
+            """Binary cross-entropy of the pairs shown and squared error of their poses."""
+            logits, values = self(features)
+            each = nn.functional.binary_cross_entropy_with_logits(
+                logits, shapes.clamp(min=0), reduction="none"
+            )
+            known = ~poses.isnan()
+            error = (values - poses.nan_to_num()).square()[known].sum() / len(features)
+            return (each * (shapes >= 0)).sum() / len(features) + error / 4
+
+        def scores(self, features, shapes, poses) -> dict[str, float]:
+            """Right shapes of a colour that shows once; mean error of place (in frame widths or
+            heights) and turn (in turns)."""
+            logits, values = self(features)
+            known = ~poses[..., 0].isnan() & (shapes.sum(-1) == 1)
+            right = logits.argmax(-1)[known] == shapes.argmax(-1)[known]
+            off = (values - poses)[known]
+            want, got = poses[known][:, 3:], values[known][:, 3:]
+            turn = torch.atan2(*want.T) - torch.atan2(*got.T)
+            turn = torch.atan2(turn.sin(), turn.cos()).abs() / (2 * torch.pi)
+            return {
+                "shape_of_colour": float(right.float().mean()),
+                "x_error": float(off[:, 0].abs().mean() / 4),
+                "y_error": float(off[:, 1].abs().mean() / 4),
+                "turn_error": float(turn.mean()),
+            }
+
+    return AttributeReadout()
+
+
+def attribute_targets(frames):
+    """Tensors (shapes [N, 8, 6], poses [N, 8, 5]) of the frames; see `CaptionedFrame`."""
+    import numpy as np
+    import torch
+
+    shapes = np.stack([frame.shapes for frame in frames])
+    return torch.from_numpy(shapes), torch.from_numpy(np.stack([frame.poses for frame in frames]))
+
+
 class Batches:
-    """Batch number `step` of the training: pixels and token ids, a function of (seed, step)."""
+    """Batch number `step` of the training: pixels, token ids and attributes, a function of (seed,
+    step)."""
 
     def __init__(self, args: argparse.Namespace, config: dict, tokenizer, plans) -> None:
         self.args, self.config, self.tokenizer, self.plans = args, config, tokenizer, plans
-
-    def __len__(self) -> int:
-        return self.args.steps
 
     def __getitem__(self, step: int):
         import numpy as np
@@ -152,16 +220,27 @@ class Batches:
         from revisionllm.demo.clip_data import FRAMES_PER_SHOT, sample_frames
         from revisionllm.model.clip import normalise_query
 
-        if step >= self.args.steps:
-            raise IndexError(step)
         rng = np.random.default_rng([self.args.seed, 3, step])
         frames = sample_frames(self.plans, self.args.batch_size // FRAMES_PER_SHOT, rng)
         ids = self.tokenizer([normalise_query(frame.caption) for frame in frames])
-        return to_pixels(frames, self.config), ids
+        return to_pixels(frames, self.config), ids, *attribute_targets(frames)
+
+
+def _resume(path: Path, parts: dict) -> tuple[int, float]:
+    """Fill the parts from a state if there is one: (steps done, seconds spent on them)."""
+    import torch
+
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    log.info("resuming at step %d", state["step"])
+    return state["step"], state["seconds"]
 
 
 def train(args: argparse.Namespace) -> dict[str, float]:
-    """Train, save to `args.out` and return the accuracies on films of the test split."""
+    """Train, resuming from args.out/clip_state.pt if it is there; save to `args.out` and return the accuracies on films of the test split."""
     import numpy as np
     import open_clip
     import torch
@@ -177,29 +256,38 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     model = open_clip.CLIP(cfg["embed_dim"], cfg["vision_cfg"], cfg["text_cfg"])
     model = model.to(memory_format=torch.channels_last)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{args.out}")
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=args.lr, weight_decay=0.05, betas=(0.9, 0.98)
-    )
+    readout = build_readout(cfg["embed_dim"])
+    parameters = [*model.parameters(), *readout.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=0.05, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, args.lr, total_steps=args.steps, pct_start=0.08
     )
     batches = Batches(args, config, tokenizer, plan_films(args.films, "train"))
+    parts = {"model": model, "readout": readout, "optimizer": optimizer, "schedule": schedule}
+    state_path = args.out / "clip_state.pt"
+    first_step, spent_before_s = _resume(state_path, parts)
     # one worker draws frames while the model learns from the last ones
-    loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=1)
-    started = time.time()
+    loader = torch.utils.data.DataLoader(
+        batches, batch_size=None, num_workers=1, sampler=range(first_step, args.steps)
+    )
+    started = time.time() - spent_before_s
     model.train()
-    for step, (pixels, ids) in enumerate(loader):
+    for step, (pixels, ids, shapes, poses) in enumerate(loader, first_step):
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            image, text, scale = model(pixels.to(memory_format=torch.channels_last), ids)
-        logits = scale * image.float() @ text.float().T
+            features = model.encode_image(pixels.to(memory_format=torch.channels_last))
+            text = model.encode_text(ids, normalize=True)
+        features, scale = features.float(), model.logit_scale.exp()
+        image = torch.nn.functional.normalize(features, dim=-1)
+        logits = scale * image @ text.float().T
         target = torch.arange(len(ids))
         loss = (
             torch.nn.functional.cross_entropy(logits, target)
             + torch.nn.functional.cross_entropy(logits.T, target)
         ) / 2
+        attribute_loss = readout.loss(features, shapes, poses)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        (loss + args.attribute_weight * attribute_loss).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         with torch.no_grad():
@@ -209,11 +297,20 @@ def train(args: argparse.Namespace) -> dict[str, float]:
             spent_s = time.time() - started
             eta_min = spent_s / (step + 1) * (args.steps - step - 1) / 60
             log.info(
-                "step %d/%d loss %.3f own caption of %d %.3f, eta %.1f min",
-                *(step, args.steps, loss.item(), len(ids), float(hit), eta_min),
+                "step %d/%d loss %.3f attributes %.3f own caption of %d %.3f, eta %.1f min",
+                *(step, args.steps, loss.item(), attribute_loss.item(), len(ids), float(hit)),
+                eta_min,
             )
+        if (step + 1) % args.save_every == 0:
+            state = {name: part.state_dict() for name, part in parts.items()}
+            state |= {"step": step + 1, "seconds": time.time() - started}
+            torch.save(state, str(state_path) + ".tmp")
+            os.replace(str(state_path) + ".tmp", state_path)
     held_out = sample_frames(plan_films(40, "test"), 600, np.random.default_rng(5))
     scores = accuracy(model, tokenizer, config, held_out)
+    with torch.inference_mode():
+        features = torch.cat([model.encode_image(part) for part in pixels_of(held_out, config)])
+        scores["read_out"] = readout.scores(features, *attribute_targets(held_out))
     scores["seconds"] = time.time() - started
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(state, str(weights) + ".tmp")
@@ -234,6 +331,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=int, default=256, help="frames per step")
     parser.add_argument("--films", type=int, default=300, help="training films of 15 minutes")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument(
+        "--attribute_weight", type=float, default=1.0, help="of the attribute read-out in the loss"
+    )
+    parser.add_argument("--save_every", type=int, default=100, help="steps between states")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast"

@@ -83,7 +83,7 @@ def demo_film(number: int, minutes: float, args, clip) -> tuple[EvalFilm, list[E
         EvalQuery(a.query_id, a.sentence, [a.span_s] if a.span_s else [], None, feature)
         for a, feature in zip(asked, features, strict=True)
     ]
-    return EvalFilm(plan.film_id, rows, len(rows) / duration_s, duration_s), queries
+    return EvalFilm(plan.film_id, rows, len(rows) / duration_s, duration_s, plan.film_id), queries
 
 
 def search(engine, film: EvalFilm, queries, plan, calibration) -> Answered:

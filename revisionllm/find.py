@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep",
         type=float,
         default=DEFAULT_KEEP,
-        help=f"share of the film that survives the coarse level ({DEFAULT_KEEP})",
+        help=f"segments the coarse level keeps, times the root of their number ({DEFAULT_KEEP})",
     )
     parser.add_argument(
         "--features-dir",
@@ -77,13 +77,12 @@ def run(args: argparse.Namespace) -> int:
         keep=args.keep,
         threshold=args.threshold,
         top_k=args.top_k,
+        verbose=True,
     )
     config = grounder.model.config
     num_windows = len(
         dense_windows(film.duration_s, window_s=config.window_s, stride_s=config.stride_s)
     )
-    coarse = {"planned": "cosine over segments, then dense windows", "exhaustive": "dense windows"}
-    print(f"search: {coarse[args.search]} ({num_windows} in all)", file=sys.stderr)
     for prediction in predictions:
         print(json.dumps(prediction.to_json()) if args.json else as_text(prediction, num_windows))
     if args.view:

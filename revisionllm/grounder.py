@@ -6,8 +6,9 @@
         print(prediction.found, prediction.moments[:3])
 
 decode -> CLIP features -> windows -> adapter -> LLM -> answers -> search -> moments. The search
-here is coarse to fine over two levels: text-frame cosine of short segments (no model pass), then
-dense windows where segments survived. Paper: https://arxiv.org/abs/2411.14901, section 3.
+here is coarse to fine: text-frame cosine of short segments (no model pass), then dense windows
+where segments survived, or every dense window if that is less work for so many sentences.
+Paper: https://arxiv.org/abs/2411.14901, section 3.
 """
 
 from __future__ import annotations
@@ -22,13 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from revisionllm.errors import UserError
-from revisionllm.grounding.levels import Level, SearchResult
-from revisionllm.grounding.windows import Window, frame_feature_indices
+from revisionllm.eval.plans import DEFAULT_KEEP, film_plans, llm_shape
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "demo" / "dense"
 SEARCHES = ("planned", "exhaustive")
-SEGMENTS_PER_WINDOW = 4  # the cosine level cuts a window into this many segments
-DEFAULT_KEEP = 0.15  # share of the film's segments that survive the cosine level
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,8 @@ class Film:
         features: [T, D]; row i is the frame at i / feature_fps seconds.
         duration_s: length in seconds.
         video_path: the file, if there is one.
+        key: names these very features; what was computed for them is kept for the next sentences.
+            None: nothing is kept.
     """
 
     vid: str
@@ -47,6 +47,7 @@ class Film:
     feature_fps: float
     duration_s: float
     video_path: Path | None = None
+    key: str | None = None
 
 
 def default_features_dir() -> Path:
@@ -82,6 +83,7 @@ class Grounder:
 
         self.model, self.clip, self.run, self.calibration = model, clip, run, calibration
         self.engine = DenseEngine(model, budget_mb=budget_mb)
+        self._shape = llm_shape(model)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: str | os.PathLike, *, device: str = "auto") -> Grounder:
@@ -132,32 +134,16 @@ class Grounder:
         out = folder / f"{path.stem[:60]}-{hashlib.sha256(key.encode()).hexdigest()[:10]}.npy"
         file = extract_features(path, self.clip, feature_fps=fps, out_path=out, progress=progress)
         rows = np.load(file.path, mmap_mode="r", allow_pickle=False)
-        return Film(path.stem, rows, fps, file.duration_s, path)
-
-    def window_features(self, film: Film, window: Window) -> np.ndarray:
-        """The frames the model sees of a window: float32 [F, D]."""
-        config = self.model.config
-        indices = frame_feature_indices(
-            window.start_s,
-            window_s=config.window_s,
-            frames_per_window=config.frames_per_window,
-            feature_fps=film.feature_fps,
-            num_features=len(film.features),
-            time_mapping=config.time_mapping,
-        )
-        return np.asarray(film.features[indices], dtype=np.float32)
+        kept = f"{file.path} {os.stat(file.path).st_mtime_ns}"
+        return Film(path.stem, rows, fps, file.duration_s, path, kept)
 
     # --- search ----------------------------------------------------------------------------------
 
-    def levels(self, search: str = "planned", keep: float = DEFAULT_KEEP) -> list[Level]:
-        """Coarse to fine: cosine over short segments unless exhaustive, then dense windows."""
-        config = self.model.config
-        segment_s = config.window_s / SEGMENTS_PER_WINDOW
-        cosine = Level(
-            "cosine", "cosine", segment_s, segment_s / 2, keep_fraction=keep, margin_s=0.0
-        )
-        dense = Level("dense", "dense", config.window_s, config.stride_s)
-        return [dense] if search == "exhaustive" else [cosine, dense]
+    def plans(self, duration_s: float, search: str = "planned", keep: float = DEFAULT_KEEP) -> list:
+        """What a search may choose from: every dense window, and unless exhaustive also cosine over
+        short segments first, then the dense windows of those that survive."""
+        plans = film_plans(self.model.config, duration_s, keep=keep)
+        return plans[:1] if search == "exhaustive" else plans
 
     def ground(
         self,
@@ -168,14 +154,16 @@ class Grounder:
         keep: float = DEFAULT_KEEP,
         threshold: float = 0.5,
         top_k: int = 50,
+        verbose: bool = False,
     ) -> list:
         """Find every sentence in the film.
 
         Args:
-            search: "planned" (cosine first) or "exhaustive" (every dense window).
-            keep: share of segments that survive the cosine level.
+            search: "planned" (the cheapest of `plans`) or "exhaustive" (every dense window).
+            keep: segments that the cosine level keeps, times the root of their number.
             threshold: a sentence is found if its best moment scores at least this.
             top_k: moments per sentence at most.
+            verbose: say on stderr which plan was taken, and why.
 
         Returns:
             One `eval.predictions.Prediction` per sentence, in order. Work that sentences share
@@ -184,62 +172,24 @@ class Grounder:
         Raises:
             UserError: an empty sentence, or one longer than CLIP's text encoder takes.
         """
-        import time
-
-        from revisionllm.grounding.recursion import search_many
-        from revisionllm.grounding.scores import frame_cosines, span_cosine_of
+        from revisionllm.eval.film_search import EvalFilm, EvalQuery, PlannedSearcher
 
         check_sentences(sentences)
-        started, tokens = time.perf_counter(), self.engine.cost.llm_tokens
-        features = np.asarray(film.features, dtype=np.float32)
         texts = self.clip.encode_texts(list(sentences))[1].numpy()
-        results = search_many(
-            len(sentences),
-            film.duration_s,
-            self.levels(search, keep),
-            lambda level, questions: self.engine.answer(
-                questions, sentences, lambda window: self.window_features(film, window)
-            ),
-            cosine=span_cosine_of(frame_cosines(features, texts), film.feature_fps),
-            calibration=self.calibration,
-            threshold=threshold,
-            top_k=top_k,
+        searcher = PlannedSearcher(
+            (),
+            {"dense": self.engine},
+            self.run,
+            {"calibration": self.calibration, "threshold": threshold, "top_k": top_k},
+            plans=lambda duration_s: self.plans(duration_s, search, keep),
+            shape=self._shape,
+            quiet=not verbose,
         )
-        share = 1 / len(sentences)
-        tokens = round((self.engine.cost.llm_tokens - tokens) * share)
-        seconds = (time.perf_counter() - started) * share
-        return [
-            self._prediction(film, number, sentence, result, tokens, seconds)
-            for number, (sentence, result) in enumerate(zip(sentences, results, strict=True))
+        rows = np.asarray(film.features, dtype=np.float32)
+        queries = [
+            EvalQuery(f"{film.vid}_{number:03d}", sentence, feature=text)
+            for number, (sentence, text) in enumerate(zip(sentences, texts, strict=True))
         ]
-
-    def _prediction(
-        self,
-        film: Film,
-        number: int,
-        sentence: str,
-        result: SearchResult,
-        tokens: int,
-        seconds: float,
-    ):
-        from revisionllm.eval import predictions as schema
-
-        looked_at = [
-            schema.WindowAnswer(a.index, a.start_s, a.end_s, a.answer, a.presence, a.entropy)
-            for a in sorted(result.answers.get("dense", []), key=lambda answer: answer.index)
-        ]
-        moments = [
-            schema.Moment(m.start_s, m.end_s, m.score, m.parts, m.level) for m in result.moments
-        ]
-        cost = schema.Cost(result.cost.dense_windows, result.cost.segments, tokens, seconds)
-        return schema.Prediction(
-            qid=f"{film.vid}_{number:03d}",
-            vid=film.vid,
-            query=sentence,
-            duration_s=film.duration_s,
-            found=result.found,
-            moments=moments,
-            cost=cost,
-            run=self.run,
-            windows=looked_at,
+        return searcher.ground(
+            EvalFilm(film.vid, rows, film.feature_fps, film.duration_s, film.key), queries
         )

@@ -21,7 +21,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
 import numpy as np
 
 from revisionllm.errors import run_entry_point
-from revisionllm.grounder import DEFAULT_CHECKPOINT
+from revisionllm.grounder import DEFAULT_CHECKPOINT, DEFAULT_KEEP
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7)
 VAL_SEED, TEST_SEED = 500, 2000  # no training or quickstart film has these
@@ -223,7 +223,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--minutes", type=float, default=60.0, help="length of a film")
     add("--present", type=int, default=30, help="sentences per film that happen")
     add("--absent", type=int, default=10, help="sentences per film that never happen")
-    add("--keep", type=float, default=0.15, help="share of segments that survive the cosine level")
+    add(
+        "--keep",
+        type=float,
+        default=DEFAULT_KEEP,
+        help="segments that the cosine level keeps, times the root of their number",
+    )
     add(
         "--fit_calibration",
         action="store_true",

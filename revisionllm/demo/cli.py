@@ -51,13 +51,13 @@ def run(args: argparse.Namespace) -> int:
     grounder = Grounder.from_checkpoint(args.checkpoint)
     film = grounder.open_film(film_path, features_dir=args.out / "features")
     texts = [sentence.sentence for sentence in sentences]
-    predictions = grounder.ground(film, texts, search=args.search)
+    predictions = grounder.ground(film, texts, search=args.search, verbose=True)
     for prediction, sentence in zip(predictions, sentences, strict=True):
         prediction.qid = sentence.query_id
         prediction.gt = [] if sentence.span_s is None else [sentence.span_s]
     num_windows = count_windows(grounder, film.duration_s)
     print(table(predictions, num_windows))
-    print(summary(predictions, args.search, num_windows))
+    print(summary(predictions, num_windows))
     write_predictions(args.out / "predictions.jsonl", predictions)
     about = {"duration_s": film.duration_s, "predictions": predictions, "num_windows": num_windows}
     write_view(args.out / "view.html", video_path=film_path, title="ReVisionLLM demo", **about)
@@ -128,8 +128,8 @@ def table(predictions, num_windows: int) -> str:
     )
 
 
-def summary(predictions, search: str, num_windows: int) -> str:
-    """What the table adds up to, and which coarse level was used."""
+def summary(predictions, num_windows: int) -> str:
+    """What the table adds up to."""
     from revisionllm.eval.metrics import span_iou
 
     present = [p for p in predictions if p.gt]
@@ -142,10 +142,8 @@ def summary(predictions, search: str, num_windows: int) -> str:
         and span_iou((p.moments[0].start_s, p.moments[0].end_s), p.gt[0]) >= 0.5
     ]
     visited = sum(p.cost.dense_windows for p in predictions) / len(predictions) / num_windows
-    coarse = "text-frame cosine over short segments" if search == "planned" else "none"
     return (
         f"\n{len(hits)} of {len(present)} events found at IoU 0.5, "
         f"{sum(not p.found for p in absent)} of {len(absent)} absent ones recognised; "
-        f"{visited:.0%} of the LLM windows visited "
-        f"(coarse level: {coarse})"
+        f"{visited:.0%} of the LLM windows visited"
     )

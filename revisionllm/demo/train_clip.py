@@ -240,7 +240,8 @@ def _resume(path: Path, parts: dict) -> tuple[int, float]:
 
 
 def train(args: argparse.Namespace) -> dict[str, float]:
-    """Train, resuming from args.out/clip_state.pt if it is there; save to `args.out` and return the accuracies on films of the test split."""
+    """Train and save to `args.out`; resumes from clip_state.pt there. Returns the accuracies on
+    films of the test split."""
     import numpy as np
     import open_clip
     import torch

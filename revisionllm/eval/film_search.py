@@ -6,14 +6,16 @@ differ in levels, engines and order.
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from revisionllm.eval import predictions as schema
+from revisionllm.grounding.cost import ModelShape, Plan, choose_plan
 from revisionllm.grounding.levels import Level, Question, SearchResult, WindowAnswer
 from revisionllm.grounding.recursion import search_many
 from revisionllm.grounding.scores import frame_cosines, span_cosine_of
@@ -43,12 +45,19 @@ class EvalQuery:
 
 @dataclass(frozen=True)
 class EvalFilm:
-    """A film's features [T, D]; row i is the frame at i / feature_fps seconds."""
+    """A film's features [T, D]; row i is the frame at i / feature_fps seconds.
+
+    Attributes:
+        vid: name used in predictions.
+        key: names these very features; engines keep work for the next queries about the same key.
+            None: nothing is kept.
+    """
 
     vid: str
     rows: np.ndarray
     feature_fps: float
     duration_s: float
+    key: str | None = None
 
     def window_frames(self, window: Window, config) -> np.ndarray:
         """What a run's model sees of a window: float32 [F, D]."""
@@ -155,7 +164,7 @@ class FilmSearcher:
             top=self.refine_top,
             feature_fps=film.feature_fps,
             duration_s=film.duration_s,
-            film=film.vid,
+            film=film.key,
         )
         for result, row in zip(results, moments, strict=True):
             result.moments = row
@@ -186,10 +195,10 @@ class FilmSearcher:
             return film.window_frames(window, config)
 
         if level.kind == "dense":
-            return engine.answer(questions, sentences, features, film=film.vid)
+            return engine.answer(questions, sentences, features, film=film.key)
         words = [query.words for query in queries]
         return engine.answer(
-            questions, sentences, words, features, film=film.vid, narrow=level.narrow
+            questions, sentences, words, features, film=film.key, narrow=level.narrow
         )
 
     def _prediction(
@@ -216,6 +225,43 @@ class FilmSearcher:
                 for a in answers
             ],
         )
+
+
+@dataclass
+class PlannedSearcher(FilmSearcher):
+    """Chooses among plans for each film and number of queries.
+
+    Attributes:
+        plans: `plans(duration_s)` gives what to choose from; one: no choice.
+        shape: of the dense run's LLM, for counting work.
+        quiet: do not say on stderr which plan was taken, and why.
+    """
+
+    plans: Callable[[float], Sequence[Plan]] | None = None
+    shape: ModelShape | None = None
+    quiet: bool = False
+    _said: set[str] = field(default_factory=set)
+
+    @property
+    def needs_words(self) -> bool:
+        """A level of some plan may read the words of the queries."""
+        return len(self.engines) > 1
+
+    def ground(self, film: EvalFilm, queries: Sequence[EvalQuery]) -> list[schema.Prediction]:
+        """`FilmSearcher.ground` with the plan that costs least."""
+        choice = choose_plan(
+            self.plans(film.duration_s),
+            self.shape,
+            duration_s=film.duration_s,
+            num_queries=len(queries),
+            feature_fps=film.feature_fps,
+        )
+        if choice.plan.name not in self._said and not self.quiet:
+            self._said.add(choice.plan.name)
+            print(f"plan for {film.vid}: {choice.reason}", file=sys.stderr)
+        self.levels = choice.plan.levels
+        self.options = self.options | {"order": choice.plan.order}
+        return super().ground(film, queries)
 
 
 def recorded_answers(

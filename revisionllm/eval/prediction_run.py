@@ -241,7 +241,7 @@ class FeatureSource:
 
         rows = self.store.read(vid)
         fps = float(self.store.metadata(vid).get("feature_fps", self.config.feature_fps))
-        return EvalFilm(vid, rows, fps, duration_s)
+        return EvalFilm(vid, rows, fps, duration_s, key=vid)
 
     def query(self, annotation: Annotation) -> EvalQuery:
         """A query with its text features. Raises UserError if they are missing."""

@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from revisionllm.errors import UserError
-from revisionllm.eval.film_search import EvalFilm, EvalQuery, FilmSearcher
+from revisionllm.eval.film_search import PlannedSearcher
 from revisionllm.eval.plans import DEFAULT_KEEP, film_plans, llm_shape, long_level
 from revisionllm.eval.prediction_run import (
     NO_TEXT,
@@ -29,7 +27,7 @@ from revisionllm.eval.prediction_run import (
     print_scores,
     search_options,
 )
-from revisionllm.grounding.cost import ModelShape, Plan, choose_plan
+from revisionllm.grounding.cost import Plan
 from revisionllm.grounding.recursion import ORDERS
 
 DEFAULTS = PredictionDefaults(checkpoint="checkpoints/mad_stage1_dense", stage="search")
@@ -54,41 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num_candidates", type=int, default=1, help="spans per window (%(default)s)")
     add("--refine", type=int, default=0, help="moments refined at full rate (%(default)s)")
     add("--shuffle_seed", type=int, help="show segments in a seeded order; unset: film order")
-
-
-@dataclass
-class PlannedSearcher(FilmSearcher):
-    """Chooses among plans for each film and number of queries.
-
-    Attributes:
-        plans: `plans(duration_s)` gives what to choose from; one: no choice.
-        shape: of the dense run's LLM, for counting work.
-    """
-
-    plans: Callable[[float], Sequence[Plan]] | None = None
-    shape: ModelShape | None = None
-    _said: set[str] = field(default_factory=set)
-
-    @property
-    def needs_words(self) -> bool:
-        """A level of some plan may read the words of the queries."""
-        return len(self.engines) > 1
-
-    def ground(self, film: EvalFilm, queries: Sequence[EvalQuery]):
-        """`FilmSearcher.ground` with the plan that costs least."""
-        choice = choose_plan(
-            self.plans(film.duration_s),
-            self.shape,
-            duration_s=film.duration_s,
-            num_queries=len(queries),
-            feature_fps=film.feature_fps,
-        )
-        if choice.plan.name not in self._said:
-            self._said.add(choice.plan.name)
-            print(f"plan for {film.vid}: {choice.reason}", file=sys.stderr)
-        self.levels = choice.plan.levels
-        self.options = self.options | {"order": choice.plan.order}
-        return super().ground(film, queries)
 
 
 def make_searcher(args: argparse.Namespace) -> PlannedSearcher:

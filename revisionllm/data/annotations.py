@@ -19,7 +19,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,11 @@ _QUESTION_PATTERNS = [
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One sentence and where it is true: seconds `[start_s, end_s)` of a film of `duration_s`."""
+    """One sentence and where it is true: seconds `[start_s, end_s)` of a film of `duration_s`.
+
+    Both times are NaN if the sentence is true of nothing in its film (only where `read_annotations`
+    is told that this may be).
+    """
 
     query_id: str
     video_id: str
@@ -47,6 +51,11 @@ class Annotation:
     start_s: float
     end_s: float
     duration_s: float
+
+    @property
+    def spans_s(self) -> list[tuple[float, float]]:
+        """The true span in a list; empty if there is none."""
+        return [] if math.isnan(self.start_s) else [(self.start_s, self.end_s)]
 
 
 @dataclass(frozen=True)
@@ -69,8 +78,12 @@ class _Record:
     duration_s: Any
 
 
-def read_annotations(path: str | Path) -> AnnotationFile:
+def read_annotations(path: str | Path, *, absent_ok: bool = False) -> AnnotationFile:
     """Read the annotations of a file in any of the formats above.
+
+    Args:
+        absent_ok: empty `timestamps` say that the sentence is true of nothing in its film, which
+            evaluation wants to ask too; otherwise they are a problem.
 
     Raises:
         UserError: the file is missing or is no JSON at all; problems of single records are returned
@@ -79,12 +92,16 @@ def read_annotations(path: str | Path) -> AnnotationFile:
     annotations: list[Annotation] = []
     problems: list[str] = []
     for record in _checked_records(Path(path), problems):
-        found = _sentence_problems(record) + _time_problems(record)
+        absent = absent_ok and record.times == []
+        timed = replace(record, times=[0.0, record.duration_s]) if absent else record
+        found = _sentence_problems(record) + _time_problems(timed)
         if found:
             problems.append(f"query {_shown(record.query_id)}: {', '.join(found)}")
             continue
         duration_s = float(record.duration_s)
-        start_s, end_s = (min(float(time_s), duration_s) for time_s in record.times)
+        start_s, end_s = (min(float(time_s), duration_s) for time_s in timed.times)
+        if absent:
+            start_s = end_s = math.nan
         query_id, video_id = str(record.query_id), str(record.video_id)
         annotations.append(
             Annotation(query_id, video_id, record.sentence, start_s, end_s, duration_s)

@@ -18,15 +18,19 @@ CHUNK = 256
 def film_features(seed: int, duration_s: float, split: str, clip) -> np.ndarray:
     """Features [T, D] float16 of every third frame of a film, from frame `seed % 3` on."""
     plan = plan_film(seed, duration_s, split)
-    chunk, parts = [], []
+    chunk: list[np.ndarray] = []
+    parts, row_of, last = [], [], None
     for image in frames(plan, first=seed % FEATURE_STEP, step=FEATURE_STEP):
-        chunk.append(image)
+        if last is None or not np.array_equal(image, last):  # actors rest: a quarter repeats
+            chunk.append(image)
+            last = image
+        row_of.append(CHUNK * len(parts) + len(chunk) - 1)
         if len(chunk) == CHUNK:
             parts.append(clip.encode_images(np.stack(chunk)))
             chunk = []
     if chunk:
         parts.append(clip.encode_images(np.stack(chunk)))
-    return np.concatenate(parts).astype(np.float16)
+    return np.concatenate(parts)[row_of].astype(np.float16)
 
 
 def _make_one(job: tuple[int, float, str, str, str]) -> str:

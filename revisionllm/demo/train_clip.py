@@ -4,9 +4,8 @@
 
 Contrastive learning as in CLIP (https://arxiv.org/abs/2103.00020) on frames with captions that name
 things, their places and the scenery. A batch holds several frames of each shot, so that image
-features learn to tell positions and turns apart: the grounder reads motion from them. Captions are
-few bits for a picture, and a CLIP from nothing has seen few pictures; a linear read-out of what is
-where (`AttributeReadout`, training only) is asked of the image features beside them.
+features learn to tell positions and turns apart: the grounder reads motion from them. What is
+asked beside the captions: `clip_heads.py`.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def model_config(vocab_size: int) -> dict:
     return {
         "model_cfg": {
             "embed_dim": EMBED_DIM,
-            "vision_cfg": {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 16},
+            "vision_cfg": {"image_size": IMAGE_SIZE, "layers": [2, 2, 2, 1], "width": 16},
             "text_cfg": {
                 "context_length": CONTEXT_LENGTH,
                 "vocab_size": vocab_size,
@@ -141,63 +140,6 @@ def accuracy(model, tokenizer, config: dict, frames) -> dict[str, float]:
     }
 
 
-def build_readout(embed_dim: int):
-    """Training only: reads what is where out of image features, linearly.
-
-    Every colour has a slot, a linear map of the features; what a slot says about shape and pose is
-    read by one map for all colours, so that a shape looks the same in every colour. A module from
-    image features [N, D] to (shape logits [N, 8, 6], pose values [N, 8, 5]).
-    """
-    import torch
-    from torch import nn
-
-    from revisionllm.demo.world import COLOURS, SHAPES
-
-    slot = 16
-
-    class AttributeReadout(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm = nn.LayerNorm(embed_dim, elementwise_affine=False)
-            self.slots = nn.Linear(embed_dim, len(COLOURS) * slot)
-            self.shape = nn.Linear(slot, len(SHAPES))
-            self.pose = nn.Linear(slot, 5)
-            nn.init.constant_(self.shape.bias, -3.0)
-
-        def forward(self, features):
-            slots = self.slots(self.norm(features)).unflatten(-1, (len(COLOURS), slot))
-            return self.shape(slots), self.pose(slots)
-
-        def loss(self, features, shapes, poses):
-            """Binary cross-entropy of the pairs shown and squared error of their poses."""
-            logits, values = self(features)
-            each = nn.functional.binary_cross_entropy_with_logits(
-                logits, shapes.clamp(min=0), reduction="none"
-            )
-            known = ~poses.isnan()
-            error = (values - poses.nan_to_num()).square()[known].sum() / len(features)
-            return (each * (shapes >= 0)).sum() / len(features) + error / 4
-
-        def scores(self, features, shapes, poses) -> dict[str, float]:
-            """Right shapes of a colour that shows once; mean error of place (in frame widths or
-            heights) and turn (in turns)."""
-            logits, values = self(features)
-            known = ~poses[..., 0].isnan() & (shapes.sum(-1) == 1)
-            right = logits.argmax(-1)[known] == shapes.argmax(-1)[known]
-            off = (values - poses)[known]
-            want, got = poses[known][:, 3:], values[known][:, 3:]
-            turn = torch.atan2(*want.T) - torch.atan2(*got.T)
-            turn = torch.atan2(turn.sin(), turn.cos()).abs() / (2 * torch.pi)
-            return {
-                "shape_of_colour": float(right.float().mean()),
-                "x_error": float(off[:, 0].abs().mean() / 4),
-                "y_error": float(off[:, 1].abs().mean() / 4),
-                "turn_error": float(turn.mean()),
-            }
-
-    return AttributeReadout()
-
-
 def attribute_targets(frames):
     """Tensors (shapes [N, 8, 6], poses [N, 8, 5]) of the frames; see `CaptionedFrame`."""
     import numpy as np
@@ -226,6 +168,24 @@ class Batches:
         return to_pixels(frames, self.config), ids, *attribute_targets(frames)
 
 
+def closeups_first(args: argparse.Namespace, model, spots, films, config: dict) -> float:
+    """Teach the first stages on close-ups of a pool of frames; returns the seconds it took."""
+    import numpy as np
+    import torch
+
+    from revisionllm.demo.clip_data import sample_frames
+    from revisionllm.demo.clip_heads import train_closeups
+
+    started = time.time()
+    rng = np.random.default_rng([args.seed, 5])
+    frames = sample_frames(films, args.closeup_shots, rng)
+    pool = (torch.cat(list(pixels_of(frames, config))), *attribute_targets(frames))
+    log.info("%d frames for close-ups, %.0f s", len(frames), time.time() - started)
+    options = {"lr": args.lr, "seed": args.seed, "bf16": args.bf16}
+    train_closeups(model.visual, spots, pool, steps=args.closeup_steps, **options)
+    return time.time() - started
+
+
 def _resume(path: Path, parts: dict) -> tuple[int, float]:
     """Fill the parts from a state if there is one: (steps done, seconds spent on them)."""
     import torch
@@ -248,6 +208,7 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     from safetensors.torch import save_file
 
     from revisionllm.demo.clip_data import plan_films, sample_frames
+    from revisionllm.demo.clip_heads import AttributeReadout, SpotReadout
 
     torch.manual_seed(args.seed)
     prepare_folder(args.out, args.seed)
@@ -257,22 +218,28 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     model = open_clip.CLIP(cfg["embed_dim"], cfg["vision_cfg"], cfg["text_cfg"])
     model = model.to(memory_format=torch.channels_last)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{args.out}")
-    readout = build_readout(cfg["embed_dim"])
-    parameters = [*model.parameters(), *readout.parameters()]
+    readout, spots = AttributeReadout(cfg["embed_dim"]), SpotReadout(model.visual)
+    seen = {}
+    model.visual.layer3.register_forward_hook(lambda _m, _i, output: seen.update(maps=output))
+    parameters = [*model.parameters(), *readout.parameters(), *spots.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=0.05, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, args.lr, total_steps=args.steps, pct_start=0.08
     )
-    batches = Batches(args, config, tokenizer, plan_films(args.films, "train"))
-    parts = {"model": model, "readout": readout, "optimizer": optimizer, "schedule": schedule}
+    films = plan_films(args.films, "train")
+    batches = Batches(args, config, tokenizer, films)
+    parts = {"model": model, "readout": readout, "spots": spots}
+    parts |= {"optimizer": optimizer, "schedule": schedule}
     state_path = args.out / "clip_state.pt"
     first_step, spent_before_s = _resume(state_path, parts)
+    model.train()
+    if not first_step:
+        spent_before_s = closeups_first(args, model, spots, films, config)
     # one worker draws frames while the model learns from the last ones
     loader = torch.utils.data.DataLoader(
         batches, batch_size=None, num_workers=1, sampler=range(first_step, args.steps)
     )
     started = time.time() - spent_before_s
-    model.train()
     for step, (pixels, ids, shapes, poses) in enumerate(loader, first_step):
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
             features = model.encode_image(pixels.to(memory_format=torch.channels_last))
@@ -286,8 +253,9 @@ def train(args: argparse.Namespace) -> dict[str, float]:
             + torch.nn.functional.cross_entropy(logits.T, target)
         ) / 2
         attribute_loss = readout.loss(features, shapes, poses)
+        spot_loss = spots.of_pictures(seen["maps"], shapes, poses)
         optimizer.zero_grad(set_to_none=True)
-        (loss + args.attribute_weight * attribute_loss).backward()
+        (loss + args.attribute_weight * (attribute_loss + spot_loss)).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -298,16 +266,17 @@ def train(args: argparse.Namespace) -> dict[str, float]:
             spent_s = time.time() - started
             eta_min = spent_s / (step + 1) * (args.steps - step - 1) / 60
             log.info(
-                "step %d/%d loss %.3f attributes %.3f own caption of %d %.3f, eta %.1f min",
-                *(step, args.steps, loss.item(), attribute_loss.item(), len(ids), float(hit)),
-                eta_min,
+                "step %d/%d loss %.3f attributes %.3f spots %.3f (shape %.3f)"
+                " own caption of %d %.3f, eta %.1f min",
+                *(step, args.steps, loss.item(), attribute_loss.item(), spot_loss.item()),
+                *(spots.right, len(ids), float(hit), eta_min),
             )
         if (step + 1) % args.save_every == 0:
             state = {name: part.state_dict() for name, part in parts.items()}
             state |= {"step": step + 1, "seconds": time.time() - started}
             torch.save(state, str(state_path) + ".tmp")
             os.replace(str(state_path) + ".tmp", state_path)
-    held_out = sample_frames(plan_films(40, "test"), 600, np.random.default_rng(5))
+    held_out = sample_frames(plan_films(40, "test"), args.test_shots, np.random.default_rng(5))
     scores = accuracy(model, tokenizer, config, held_out)
     with torch.inference_mode():
         features = torch.cat([model.encode_image(part) for part in pixels_of(held_out, config)])
@@ -335,6 +304,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--attribute_weight", type=float, default=1.0, help="of the attribute read-out in the loss"
     )
+    parser.add_argument("--closeup_steps", type=int, default=4500, help="steps on close-ups first")
+    parser.add_argument("--closeup_shots", type=int, default=4000, help="shots they come from")
+    parser.add_argument("--test_shots", type=int, default=600, help="shots it is judged on")
     parser.add_argument("--save_every", type=int, default=100, help="steps between states")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

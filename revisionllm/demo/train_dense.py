@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--out", type=Path, default=Path("checkpoints/demo"), help="folder for base/ and dense/")
     add("--clip", type=Path, default=Path("checkpoints/demo/clip"), help="the demo CLIP")
+    add("--init", type=Path, help="folder with clip/, base/ and dense/ to start from")
     add("--cache", type=Path, default=Path("out/demo_features"), help="features of training films")
     add("--films", type=int, default=90, help="training films of one hour")
     add("--steps", type=int, default=6000, help="optimizer steps")

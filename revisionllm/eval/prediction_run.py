@@ -11,6 +11,7 @@ import argparse
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,7 +47,12 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, defaults: Predicti
     add("--base", help="of a published checkpoint that does not say: its LLM")
     add("--adapter_file", help="of a published checkpoint: its projector or adapter")
     add("--stage", help="of a published checkpoint: dense, sparse or long")
-    add("--data_path", default=defaults.data_path, help="annotations of the queries")
+    add(
+        "--data_path",
+        nargs="+",
+        default=[defaults.data_path],
+        help="annotations of the queries, one file or more; empty timestamps: happens nowhere",
+    )
     add("--features", default=defaults.features, help="frame features: HDF5, LMDB, .npy folder")
     add(
         "--text_features",
@@ -133,12 +139,18 @@ def films_of(args: argparse.Namespace) -> list[tuple[str, list[Annotation]]]:
     """Annotations by film, in file order."""
     from revisionllm.data.annotations import read_annotations, require_good
 
-    if not Path(args.data_path).is_file():
-        raise UserError(f"no annotations at {args.data_path}; data/README.md says where they go")
-    file = read_annotations(args.data_path)
-    require_good(args.data_path, file.problems, skip_bad=args.skip_bad)
+    annotations: list[Annotation] = []
+    for path in args.data_path:
+        if not Path(path).is_file():
+            raise UserError(f"no annotations at {path}; data/README.md says where they go")
+        file = read_annotations(path, absent_ok=True)
+        require_good(path, file.problems, skip_bad=args.skip_bad)
+        annotations += file.annotations
+    twice = [key for key, count in Counter(a.query_id for a in annotations).items() if count > 1]
+    if twice:
+        raise UserError(f"query {twice[0]!r} is in more than one of {', '.join(args.data_path)}")
     films: dict[str, list[Annotation]] = {}
-    for annotation in file.annotations[: args.limit]:
+    for annotation in annotations[: args.limit]:
         films.setdefault(annotation.video_id, []).append(annotation)
     return list(films.items())
 
@@ -248,9 +260,7 @@ class FeatureSource:
         from revisionllm.data.lmdb_records import read_query
         from revisionllm.eval.film_search import EvalQuery
 
-        query = EvalQuery(
-            annotation.query_id, annotation.sentence, [(annotation.start_s, annotation.end_s)]
-        )
+        query = EvalQuery(annotation.query_id, annotation.sentence, annotation.spans_s)
         if self._records is not None:
             words, feature = read_query(self._records, annotation.query_id)
             return replace(query, words=words, feature=feature)
@@ -273,7 +283,7 @@ def _film_predictions(args, searcher, source: FeatureSource, vid, asked) -> Iter
     def failures(annotations, error: Exception) -> Iterator[Any]:
         reason = " ".join(str(error).split()) or type(error).__name__
         for a in annotations:
-            query = EvalQuery(a.query_id, a.sentence, [(a.start_s, a.end_s)])
+            query = EvalQuery(a.query_id, a.sentence, a.spans_s)
             yield searcher.failed(vid, duration_s, query, reason)
 
     try:

@@ -156,6 +156,16 @@ def test_an_end_a_little_after_the_film_is_clipped(tmp_path):
     assert file.annotations[0].end_s == 120.5
 
 
+def test_sentences_that_happen_nowhere(tmp_path):
+    path = tmp_path / "absent.json"
+    record = {"movie": "1", "sentence": "a ball", "timestamps": [], "movie_duration": 60.0}
+    path.write_text(json.dumps({"5": record}))
+    (annotation,) = read_annotations(path, absent_ok=True).annotations
+    assert annotation.spans_s == [] and annotation.duration_s == 60.0
+    (problem,) = read_annotations(path).problems
+    assert problem.startswith("query 5: the times are []")
+
+
 def test_sentences_do_not_need_times(tmp_path):
     path = tmp_path / "test.jsonl"
     path.write_text('{"query_id": "1", "query": "A dog."}\n{"query_id": "2", "query": ""}\n')

@@ -121,7 +121,7 @@ def packed_logits(llm, visual, packer, batch) -> torch.Tensor:
     """Mean loss of a packed batch, with the training's mask and positions."""
     from types import SimpleNamespace
 
-    from revisionllm.demo.dense_training import Pointer, forward
+    from revisionllm.demo.dense_losses import Pointer, forward
 
     model = SimpleNamespace(llm=llm, projector=visual)
     return forward(model, Pointer(32), batch, packer, 1).answer_loss

@@ -1,0 +1,201 @@
+"""What the demo's dense LLM is asked for in training: the losses of one packed forward pass.
+
+Beside the answers: presence, which would drown among their tokens; a pointer half-way up the LLM;
+and, for the digits of frame numbers, where to look and what to write.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from revisionllm.demo.dense_data import FRAMES_PER_WINDOW, PackedBatch, Packer
+from revisionllm.engine.packing import additive_mask, packed_mask
+
+# Behind the last prompt token come From, a space piece, two digits, to, a space piece, two digits:
+# offsets of the tokens that predict the digits of the first and of the last frame.
+DIGIT_OFFSETS = ((2, 3), (6, 7))
+
+
+class Pointer(nn.Module):
+    """Training only: which frames is a question about? Scores first, last and inside per frame."""
+
+    def __init__(self, hidden_size: int, head_dim: int = 64) -> None:
+        super().__init__()
+        self.ask = nn.Linear(hidden_size, 3 * head_dim)
+        self.frame = nn.Linear(hidden_size, 3 * head_dim)
+        self.bias = nn.Parameter(torch.tensor(-2.0))
+
+    def forward(self, asks_BQH: Tensor, frames_BFH: Tensor) -> Tensor:
+        """Scores [B, 3, Q, F]."""
+        asks = self.ask(asks_BQH).unflatten(-1, (3, -1)).transpose(1, 2)
+        frames = self.frame(frames_BFH).unflatten(-1, (3, -1)).transpose(1, 2)
+        return asks @ frames.transpose(-1, -2) / math.sqrt(asks.shape[-1])
+
+    def digit_loss(self, packed_BNH: Tensor, frames_BFH: Tensor, batch: PackedBatch) -> Tensor:
+        """Cross-entropy of the frame that each digit of an answer is about.
+
+        The token before a digit is to look for its frame itself; the layers above then only copy
+        the digit from there.
+        """
+        row, question = (batch.spans[..., 0] >= 0).nonzero(as_tuple=True)
+        if not len(row):
+            return packed_BNH.sum() * 0
+        frames = self.frame(frames_BFH).unflatten(-1, (3, -1))
+        losses = []
+        for end, offsets in enumerate(DIGIT_OFFSETS):
+            for offset in offsets:
+                tokens = packed_BNH[row, batch.ask[row, question] + offset]
+                asks = self.ask(tokens).unflatten(-1, (3, -1))[:, end]
+                scores = torch.einsum("nd,nfd->nf", asks, frames[row, :, end])
+                target = batch.spans[row, question, end]
+                losses.append(
+                    functional.cross_entropy(scores.float() / math.sqrt(asks.shape[-1]), target)
+                )
+        return torch.stack(losses).mean()
+
+    def loss(self, scores: Tensor, spans: Tensor, grounds: Tensor) -> Tensor:
+        """Cross-entropy of first and last frame, binary cross-entropy of being inside."""
+        first, last, inside = scores.float().unbind(1)
+        present = spans[..., 0] >= 0
+        if not present.any():
+            return scores.sum() * 0
+        ends = functional.cross_entropy(first[present], spans[present][:, 0])
+        ends = ends + functional.cross_entropy(last[present], spans[present][:, 1])
+        frame = torch.arange(scores.shape[-1])
+        target = (frame >= spans[..., :1]) & (frame <= spans[..., 1:]) & present[..., None]
+        cover = functional.binary_cross_entropy_with_logits(
+            inside[grounds] + self.bias, target[grounds].float()
+        )
+        return ends / 2 + 4 * cover
+
+
+@dataclass
+class Output:
+    """Losses and hits of one step; hits are (correct, all) pairs."""
+
+    loss: Tensor
+    answer_loss: Tensor
+    pointer_loss: Tensor
+    hits: dict[str, tuple[int, int]]
+
+
+def forward(
+    model, pointer: Pointer, batch: PackedBatch, packer: Packer, pointer_layer: int
+) -> Output:
+    """One packed forward pass with its losses."""
+    embed = model.llm.get_input_embeddings()
+    windows = len(batch.features)
+    before = embed(torch.tensor(packer.before)).expand(windows, -1, -1)
+    shared = embed(torch.tensor(packer.shared_ids)).expand(windows, -1, -1)
+    frames = model.projector(batch.features)
+    embeds = torch.cat([before, frames.to(before), shared, embed(batch.ids)], 1)
+    prefix = packer.prefix_length
+    allowed = packed_mask(batch.owners, prefix, batch.visible)
+    positions = torch.cat([torch.arange(prefix).expand(windows, -1), batch.positions], 1)
+    result = model.llm.model(
+        inputs_embeds=embeds,
+        attention_mask=additive_mask(allowed, embeds.dtype),
+        position_ids=positions,
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    packed = result.last_hidden_state[:, prefix:]
+    wanted = batch.labels != -100
+    logits = model.llm.lm_head(packed[wanted]).float()
+    labels = batch.labels[wanted]
+    answer_loss = functional.cross_entropy(logits, labels)
+    middle = result.hidden_states[pointer_layer]
+    first_frame = len(packer.before)
+    asks = middle[:, prefix:].gather(1, batch.ask[..., None].expand(-1, -1, middle.shape[-1]))
+    scores = pointer(asks, middle[:, first_frame : first_frame + FRAMES_PER_WINDOW])
+    pointer_loss = pointer.loss(scores, batch.spans, batch.grounds)
+    hits = count_hits(batch, wanted, logits.argmax(-1), labels, scores)
+    decision_loss = decision(model, packed, batch)
+    frames = middle[:, first_frame : first_frame + FRAMES_PER_WINDOW]
+    digit_loss = pointer.digit_loss(middle[:, prefix:], frames, batch)
+    copy_loss = copy_head_loss(model, middle, allowed, positions, batch, packer, pointer_layer)
+    total = answer_loss + 0.5 * decision_loss + 0.3 * pointer_loss
+    total = total + 0.3 * digit_loss + 0.3 * copy_loss + written_digits(model, packed, batch)
+    return Output(total, answer_loss, pointer_loss, hits)
+
+
+def copy_head_loss(
+    model, middle, allowed, positions, batch: PackedBatch, packer: Packer, layer_index: int
+) -> Tensor:
+    """Where one attention head looks when a digit is due: at the frame that carries the digit.
+
+    A head learns to copy a digit only once it looks at the right frame, and is drawn to the right
+    frame only once copying pays; asking for the first breaks the circle. Head 0 of the layer above
+    the pointers; its own queries and keys, nothing is added to the model.
+    """
+    row, question = (batch.spans[..., 0] >= 0).nonzero(as_tuple=True)
+    if not len(row):
+        return middle.sum() * 0
+    layer = model.llm.model.layers[layer_index]
+    head_dim = layer.self_attn.head_dim
+    states = layer.input_layernorm(middle)
+    cos, sin = model.llm.model.rotary_emb(states, positions)
+    query = layer.self_attn.q_proj(states)[:, None, :, :head_dim]
+    key = layer.self_attn.k_proj(states)[:, None, :, :head_dim]
+    query, key = apply_rotary_pos_emb(query, key, cos, sin)
+    losses = []
+    for end, offsets in enumerate(DIGIT_OFFSETS):
+        for offset in offsets:
+            column = packer.prefix_length + batch.ask[row, question] + offset
+            scores = torch.einsum("nd,ntd->nt", query[row, 0, column], key[row, 0])
+            scores = scores.float() / math.sqrt(head_dim)
+            scores = scores.masked_fill(~allowed[row, 0, column], -1e9)
+            target = len(packer.before) + batch.spans[row, question, end]
+            losses.append(functional.cross_entropy(scores, target))
+    return torch.stack(losses).mean()
+
+
+def written_digits(model, packed: Tensor, batch: PackedBatch) -> Tensor:
+    """Cross-entropy of the digits of present answers, the tokens that say when."""
+    row, question = (batch.spans[..., 0] >= 0).nonzero(as_tuple=True)
+    if not len(row):
+        return packed.sum() * 0
+    offsets = torch.tensor([offset for end in DIGIT_OFFSETS for offset in end])
+    column = batch.ask[row, question][:, None] + offsets
+    logits = model.llm.lm_head(packed[row[:, None], column]).float()
+    return functional.cross_entropy(
+        logits.flatten(0, 1), batch.labels[row[:, None], column].flatten()
+    )
+
+
+def decision(model, packed: Tensor, batch: PackedBatch) -> Tensor:
+    """Cross-entropy of the first answer token of grounding questions, "From" or "Not".
+
+    Most tokens of an answer follow from the grammar; the one that decides presence would drown in
+    the mean over all of them.
+    """
+    row, question = batch.grounds.nonzero(as_tuple=True)
+    column = batch.ask[row, question]
+    logits = model.llm.lm_head(packed[row, column]).float()
+    return functional.cross_entropy(logits, batch.labels[row, column])
+
+
+def count_hits(batch, wanted, best, labels, scores) -> dict[str, tuple[int, int]]:
+    """Right first tokens of present and absent questions, right later tokens, pointers within 1."""
+    correct = torch.zeros_like(wanted)
+    correct[wanted] = best == labels
+    first = correct.gather(1, batch.ask)
+    present = batch.grounds & (batch.spans[..., 0] >= 0)
+    absent = batch.grounds & (batch.spans[..., 0] < 0)
+    owner_present = present.gather(1, batch.owners.clamp(min=0)) & (batch.owners >= 0)
+    later = wanted & owner_present
+    caption = wanted & ~batch.grounds.gather(1, batch.owners.clamp(min=0)) & (batch.owners >= 0)
+    near = (scores[:, 0].argmax(-1) - batch.spans[..., 0]).abs() <= 1
+    return {
+        "present": (int(first[present].sum()), int(present.sum())),
+        "absent": (int(first[absent].sum()), int(absent.sum())),
+        "span_tokens": (int(correct[later].sum()), int(later.sum())),
+        "caption_tokens": (int(correct[caption].sum()), int(caption.sum())),
+        "pointer": (int(near[present].sum()), int(present.sum())),
+    }

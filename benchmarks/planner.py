@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from revisionllm.demo.judged_films import judged_film
 from revisionllm.errors import run_entry_point
 from revisionllm.eval.film_search import EvalFilm, EvalQuery, FilmSearcher
 from revisionllm.eval.metrics import iou_table, paired_difference
@@ -30,7 +31,6 @@ from revisionllm.grounding.cost import VICUNA_7B, ModelShape, choose_plan, count
 from revisionllm.model.config import RunConfig
 
 FIRST_SEED = 3000  # no film of training, validation, quickstart or README has it
-SEED_STEP = 3  # such films' features begin with their first frame
 QUERY_COUNTS = (1, 20, 200)
 LONG_SIZES = (100, 33)
 
@@ -64,26 +64,15 @@ def load(args: argparse.Namespace):
 
 def demo_film(number: int, minutes: float, args, clip) -> tuple[EvalFilm, list[EvalQuery]]:
     """A test film's features and queries; absent ones have `gt` []."""
-    from revisionllm.demo.film_features import film_features
-    from revisionllm.demo.films import film_sentences
-    from revisionllm.demo.world import plan_film
-
-    seed, duration_s = FIRST_SEED + SEED_STEP * number, minutes * 60
-    path = args.cache / f"{clip.fingerprint()}-{duration_s:g}s-test-{seed}.npy"
-    if not path.exists():
-        args.cache.mkdir(parents=True, exist_ok=True)
-        rows = film_features(seed, duration_s, "test", clip)
-        np.save(path.with_suffix(".tmp.npy"), rows, allow_pickle=False)
-        path.with_suffix(".tmp.npy").replace(path)
-    rows = np.load(path, allow_pickle=False).astype(np.float32)
-    plan = plan_film(seed, duration_s, "test")
-    asked = film_sentences(plan, args.present, args.absent)
-    features = clip.encode_texts([a.sentence for a in asked])[1].numpy()
-    queries = [
-        EvalQuery(a.query_id, a.sentence, [a.span_s] if a.span_s else [], None, feature)
-        for a, feature in zip(asked, features, strict=True)
-    ]
-    return EvalFilm(plan.film_id, rows, len(rows) / duration_s, duration_s, plan.film_id), queries
+    return judged_film(
+        number,
+        minutes,
+        clip,
+        args.cache,
+        num_present=args.present,
+        num_absent=args.absent,
+        first_seed=FIRST_SEED,
+    )
 
 
 def search(engine, film: EvalFilm, queries, plan, calibration) -> Answered:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,39 +72,45 @@ def ask_split(grounder, args: argparse.Namespace, split: str, seeds: range, sear
     return asked
 
 
-def fit_calibration(predictions: list):
+def fit_calibration(
+    predictions: list, names: Sequence[str] = ("presence", "entropy", "cosine", "support")
+):
     """Confidence from the parts of a moment, fitted on validation films.
 
-    A logistic fit of "this moment is right" (IoU at least 0.3) decides how the parts weigh and so
-    the order of moments. The bias is then moved so that 0.5 separates sentences that happen from
-    those that do not as well as it can: that is what "found" is to mean.
+    Two steps, because the best of a film's hundreds of moments is not any moment: a logistic fit
+    over all moments of "this one is right" (IoU at least 0.3) decides how the parts weigh and so
+    the order; a second one over the best moment of each sentence decides what that is worth.
     """
-    import math
     from dataclasses import replace
 
-    from revisionllm.demo.baselines import best_threshold
     from revisionllm.eval.metrics import span_iou
     from revisionllm.grounding.calibration import fit_logistic
 
-    names = ("presence", "entropy", "cosine", "support")
+    def is_right(moment, prediction) -> bool:
+        span = (moment.start_s, moment.end_s)
+        return bool(prediction.gt) and float(span_iou(span, prediction.gt[0])) >= 0.3
+
     parts: dict[str, list[float]] = {name: [] for name in names}
     right = []
     for prediction in predictions:
         for moment in prediction.moments:
             for name, values in parts.items():
                 values.append(moment.parts[name])
-            span = (moment.start_s, moment.end_s)
-            right.append(bool(prediction.gt) and float(span_iou(span, prediction.gt[0])) >= 0.3)
+            right.append(is_right(moment, prediction))
     fitted = fit_logistic(parts, right)
-    best = np.array(
-        [
-            max((float(fitted.confidence(m.parts)) for m in p.moments), default=0)
-            for p in predictions
-        ]
+
+    def logit(moment) -> float:
+        total = (w * moment.parts[n] for n, w in zip(fitted.names, fitted.weights, strict=True))
+        return fitted.bias + sum(total)
+
+    best = [(max(p.moments, key=logit), p) for p in predictions if p.moments]
+    scaled = fit_logistic({"logit": [logit(m) for m, _ in best]}, [is_right(*b) for b in best])
+    factor = scaled.weights[0]
+    return replace(
+        fitted,
+        weights=[factor * weight for weight in fitted.weights],
+        bias=factor * fitted.bias + scaled.bias,
     )
-    happens = np.array([bool(p.gt) for p in predictions])
-    split = best_threshold(best[happens], best[~happens])
-    return replace(fitted, bias=fitted.bias - math.log(split / (1 - split)))
 
 
 def row(name: str, films, truth, spans, found) -> dict:
@@ -133,7 +140,7 @@ def moment_spans(predictions) -> list[np.ndarray]:
     return [np.array([[m.start_s, m.end_s] for m in p.moments]).reshape(-1, 2) for p in predictions]
 
 
-def clip_rows(val: Asked, test: Asked) -> tuple[dict, dict]:
+def clip_row(val: Asked, test: Asked) -> tuple[dict, dict]:
     """The CLIP baseline's line and what validation chose for it."""
     from revisionllm.demo.baselines import best_threshold, retrieve, tune
 
@@ -162,19 +169,30 @@ def chance_row(val: Asked, test: Asked) -> dict:
     return row("chance", test.films, test.truth, spans, found)
 
 
+COLUMNS = {
+    "absent_right": ("absent right", "{:.0f} %"),
+    "present_found": ("present found", "{:.0f} %"),
+    "ece": ("ECE", "{:.3f}"),
+    "absent_precision": ("'not present' precision", "{:.2f}"),
+    "absent_recall": ("recall", "{:.2f}"),
+    "share": ("share", "{:.0f} %"),
+    "windows": ("LLM windows", "{}"),
+    "llm_tokens": ("LLM tokens per query", "{:,.0f}"),
+}
+
+
 def markdown(lines: list[dict]) -> str:
-    """The table as Markdown; intervals in brackets."""
-    keys = [key for key in lines[0] if key.startswith(("R", "m")) and key != "method"]
-    head = ["method", *keys, "absent right", "present found", "LLM windows"]
+    """The table as Markdown; intervals in brackets, a column for every key of the lines."""
+    recalls = [key for key in lines[0] if isinstance(lines[0][key], list)]
+    others = [key for key in COLUMNS if any(line.get(key) is not None for line in lines)]
+    head = ["method", *recalls, *(COLUMNS[key][0] for key in others)]
     table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for line in lines:
         cells = [line["method"]]
-        cells += [f"{line[k][0]:.1f} [{line[k][1]:.1f}, {line[k][2]:.1f}]" for k in keys]
-        cells += [
-            f"{line['absent_right']:.0f} %",
-            f"{line['present_found']:.0f} %",
-            line.get("windows", "0"),
-        ]
+        cells += ["{:.1f} [{:.1f}, {:.1f}]".format(*line[key]) for key in recalls]
+        for key in others:
+            value = line.get(key)
+            cells.append("-" if value is None else COLUMNS[key][1].format(value))
         table.append("| " + " | ".join(cells) + " |")
     return "\n".join(table)
 
@@ -208,7 +226,7 @@ def benchmark(args: argparse.Namespace) -> dict:
         visited = np.mean([p.cost.dense_windows for p in predictions]) / all_windows
         line["windows"] = f"{visited:.0%}"
         lines.append(line)
-    clip_line, chosen = clip_rows(val, test)
+    clip_line, chosen = clip_row(val, test)
     lines += [clip_line, chance_row(val, test)]
     return {"rows": lines, "clip_baseline": chosen, "markdown": markdown(lines), "test": test}
 

@@ -1,0 +1,90 @@
+"""What each part of the method is worth, measured on demo films that no training has seen.
+
+    python revisionllm/demo/ablation.py --out out/ablation
+
+Six tables with a plot each: ingredients, film length, search order, confidence, window sampling and
+errors by kind. The model answers every (sentence, window) at most once; all searches and rankings
+that differ only in what they look at or how they rank read the same answers. Intervals are 95 %
+bootstrap intervals that resample whole films. docs/ablation.md says what came out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # started by path: import from the repository, not from here
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from revisionllm.errors import UserError, run_entry_point
+
+TABLES = ("ingredients", "length", "order", "confidence", "sampling", "errors")
+DEFAULT_CHECKPOINT = Path("checkpoints/demo/dense")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="which (all)")
+    add("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="dense run (%(default)s)")
+    add("--long", nargs="*", type=Path, default=[], metavar="RUN", help="long runs, coarse first")
+    add("--no_negatives", type=Path, metavar="RUN", help="dense run trained without negatives")
+    add("--films", type=int, default=6, help="films of each length (%(default)s)")
+    add(
+        "--minutes",
+        type=float,
+        nargs="+",
+        default=[60, 180],
+        help="lengths of `ingredients`; the others take the first",
+    )
+    add(
+        "--lengths",
+        type=float,
+        nargs="+",
+        default=[10, 60, 120, 240, 480],
+        help="minutes, of `length`",
+    )
+    add("--present", type=int, default=30, help="sentences per film that happen (%(default)s)")
+    add("--absent", type=int, default=10, help="sentences that never happen (%(default)s)")
+    add("--val_films", type=int, default=6, help="films that tune and calibrate (%(default)s)")
+    add("--device", default="auto", help="(%(default)s)")
+    add("--cache", type=Path, default=Path("out/ablation_features"), help="films' features")
+    add("--out", type=Path, default=Path("out/ablation"), help="folder for tables and plots")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Returns the exit code."""
+    args = build_parser().parse_args(argv)
+
+    def work() -> int:
+        from revisionllm.demo.ablation_tables import MEASURES, Setting
+        from revisionllm.demo.benchmark import markdown
+        from revisionllm.demo.figures import draw_rows
+
+        for run in [
+            args.checkpoint,
+            *args.long,
+            *([args.no_negatives] if args.no_negatives else []),
+        ]:
+            if not run.is_dir():
+                raise UserError(f"no run at {run}; checkpoints/README.md says what makes it")
+        args.out.mkdir(parents=True, exist_ok=True)
+        setting = Setting(args)
+        for table in args.tables:
+            for title, rows in MEASURES[table](setting):
+                name = title.lower().replace(" ", "_").replace(",", "")
+                (args.out / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
+                text = f"### {title}\n\n{markdown(rows)}\n"
+                (args.out / f"{name}.md").write_text(text)
+                draw_rows(rows, title, args.out / f"{name}.png")
+                print(text, flush=True)
+        return 0
+
+    return run_entry_point(work, "ablation")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

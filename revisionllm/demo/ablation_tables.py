@@ -1,0 +1,405 @@
+"""The measurements behind `ablation.py`: each gives (title, rows), rows as of `benchmark.row`.
+
+A row carries recalls with intervals, verdicts on absent sentences, the share of dense windows
+visited and LLM tokens per query (one query alone on its film).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from revisionllm.demo.benchmark import (
+    Asked,
+    chance_row,
+    clip_row,
+    fit_calibration,
+    moment_spans,
+    row,
+)
+from revisionllm.demo.judged_films import judged_film
+from revisionllm.eval.film_search import EvalFilm, FilmSearcher
+from revisionllm.eval.metrics import span_iou
+from revisionllm.eval.plans import cosine_level, dense_level, llm_shape, long_level
+from revisionllm.grounding.levels import Level, Question, WindowAnswer
+from revisionllm.grounding.scores import frame_cosines
+
+TEST_SEED, VAL_SEED = 5000, 900  # no training, quickstart, benchmark or planner film has these
+Rows = Iterator[tuple[str, list[dict]]]
+
+
+class MemoEngine:
+    """An engine that asks its model about every (film, sentence, window) once.
+
+    `change` rewrites an answer before the search sees it.
+    """
+
+    def __init__(self, engine, memory: dict, change=None) -> None:
+        self.engine, self.memory, self.change = engine, memory, change
+        self.model, self.cost = engine.model, engine.cost
+
+    def answer(
+        self, questions: Sequence[Question], sentences, *rest, film=None, **options
+    ) -> list[WindowAnswer]:
+        """As the engine's own `answer`; `film` must be given."""
+        keys = [(film, sentences[q.query], q.windows, q.repeat) for q in questions]
+        new = [i for i, key in enumerate(keys) if key not in self.memory]
+        asked = [questions[i] for i in new]
+        answers = self.engine.answer(asked, sentences, *rest, film=film, **options) if asked else []
+        self.memory.update(zip((keys[i] for i in new), answers, strict=True))
+        found = [self.memory[key] for key in keys]
+        return [self.change(answer) for answer in found] if self.change else found
+
+
+@dataclass(frozen=True)
+class Score:
+    """A stand-in for a calibration: the confidence is any function of a moment's parts."""
+
+    of: Callable[[dict], np.ndarray]
+
+    def confidence(self, parts) -> np.ndarray:
+        """Arrays [N] of parts to confidences [N]."""
+        return np.asarray(self.of(parts), dtype=np.float64)
+
+
+def shuffled(parts: dict) -> np.ndarray:
+    """No ranking: a value that depends on the moment and says nothing about it."""
+    return np.modf(np.abs(parts["entropy"]) * 1e6 + parts["cosine"] * 1e6)[0]
+
+
+ENTROPY = Score(lambda parts: np.exp(-parts["entropy"]))
+COSINE = Score(lambda parts: (1 + parts["cosine"]) / 2)
+UNRANKED = Score(shuffled)
+
+
+def any_window(answer: WindowAnswer) -> WindowAnswer:
+    """As if "Not Present" did not exist: every window is as good as another."""
+    return replace(answer, presence=1.0)
+
+
+def only_positive(answer: WindowAnswer) -> WindowAnswer:
+    """Candidates only where the answer names a span itself."""
+    return answer if answer.is_positive else replace(answer, spans=())
+
+
+def first_span(answer: WindowAnswer) -> WindowAnswer:
+    """The answer's own span alone."""
+    return replace(answer, spans=tuple(answer.spans[:1]))
+
+
+class Setting:
+    """Loaded models, films and the calibration, each made when first asked for."""
+
+    def __init__(self, args) -> None:
+        from revisionllm.engine.dense import DenseEngine
+        from revisionllm.model.clip import load_clip
+        from revisionllm.model.loading import load_model
+
+        self.args = args
+        self.minutes = args.minutes[0]
+        self.model = load_model(args.checkpoint, device=args.device)
+        self.clip = load_clip(self.model.config.clip, device=args.device)
+        self.shape = llm_shape(self.model)
+        self.engine = MemoEngine(DenseEngine(self.model, explore=0.0), {})
+        self._films: dict = {}
+
+    def films(self, minutes: float, *, split: str = "test") -> list:
+        """(film, queries) of one length."""
+        if (minutes, split) not in self._films:
+            count, seed = (self.args.films, TEST_SEED)
+            if split == "val":
+                count, seed = self.args.val_films, VAL_SEED
+            room = max(1, int(minutes // 2))  # a short film has fewer events to ask for
+            num_present, num_absent = min(self.args.present, room), min(self.args.absent, room)
+            self._films[minutes, split] = [
+                judged_film(
+                    number,
+                    minutes,
+                    self.clip,
+                    self.args.cache,
+                    num_present=num_present,
+                    num_absent=num_absent,
+                    first_seed=seed,
+                    split=split,
+                )
+                for number in range(count)
+            ]
+        return self._films[minutes, split]
+
+    def dense(self) -> Level:
+        """The run's dense windows."""
+        return dense_level(self.model.config)
+
+    def windows(self, _film: EvalFilm) -> list[Level]:
+        """Dense windows alone."""
+        return [self.dense()]
+
+    def planned(self, film: EvalFilm) -> list[Level]:
+        """Dense windows where the cosine level says so."""
+        return [cosine_level(self.model.config, film.duration_s), self.dense()]
+
+    @cached_property
+    def calibration(self):
+        """Fitted on validation films of an hour, exhaustive search."""
+        predictions, _ = self.search(
+            self.films(self.minutes, split="val"), self.windows, calibration=None
+        )
+        return fit_calibration(predictions)
+
+    @cached_property
+    def long_runs(self) -> list:
+        """(level, engine) of each long run."""
+        from revisionllm.engine.segments import SegmentEngine
+        from revisionllm.model.loading import load_model
+
+        runs = []
+        for path in self.args.long:
+            model = load_model(path, device=self.args.device)
+            runs.append((long_level(model.config), MemoEngine(SegmentEngine(model), {})))
+        return runs
+
+    def search(self, films, levels, *, engine=None, calibration, refine_top=0, **options):
+        """Predictions of all films' queries, and the films of the queries."""
+        options |= {"calibration": calibration, "order": options.pop("order", "coarse_to_fine")}
+        engines = {level.name: engine for level, engine in self.long_runs}
+        engines["dense"] = engine or self.engine
+        predictions, names = [], []
+        for film, queries in films:
+            searcher = FilmSearcher(levels(film), engines, "", options, refine_top=refine_top)
+            predictions += searcher.ground(film, queries)
+            names += [film.vid] * len(queries)
+        return predictions, names
+
+    def line(self, name: str, films, levels, **options) -> dict:
+        """A row of a table."""
+        predictions, names = self.search(films, levels, **options)
+        found = [p.found for p in predictions]
+        truth = [p.gt[0] if p.gt else None for p in predictions]
+        line = row(name, names, truth, moment_spans(predictions), found)
+        windows = {film.vid: len(self.dense().grid(film.duration_s)) for film, _ in films}
+        share = np.mean([p.cost.dense_windows / windows[p.vid] for p in predictions])
+        line["windows"] = f"{share:.0%}"
+        line["llm_tokens"] = float(np.mean([self.tokens(p) for p in predictions]))
+        return line
+
+    def tokens(self, prediction) -> float:
+        """LLM tokens of a query's dense windows if it were alone on its film."""
+        asked = self.shape.prefix_tokens + self.shape.question_tokens
+        return prediction.cost.dense_windows * asked
+
+    def asked(self, films) -> Asked:
+        """The films' sentences with what the baselines need."""
+        asked = Asked(duration_s=films[0][0].duration_s, fps=films[0][0].feature_fps)
+        for film, queries in films:
+            asked.films += [film.vid] * len(queries)
+            asked.truth += [query.gt[0] if query.gt else None for query in queries]
+            features = np.stack([query.feature for query in queries])
+            asked.cosines += list(frame_cosines(film.rows, features))
+        return asked
+
+    def baselines(self, films) -> list[dict]:
+        """Rows of per-frame CLIP retrieval and of chance; neither looks at LLM windows."""
+        val, test = self.asked(self.films(self.minutes, split="val")), self.asked(films)
+        return [clip_row(val, test)[0], chance_row(val, test)]
+
+    def changed(self, change) -> MemoEngine:
+        """The same answers, rewritten."""
+        return MemoEngine(self.engine.engine, self.engine.memory, change)
+
+
+def ingredients(setting: Setting) -> Rows:
+    """Each ingredient of the method on top of those before, on films of each length."""
+    for minutes in setting.args.minutes:
+        films, windows = setting.films(minutes), setting.windows
+
+        def whole(film: EvalFilm) -> list[Level]:
+            return [replace(setting.dense(), window_s=film.duration_s, stride_s=film.duration_s)]
+
+        own = setting.changed(first_span)
+        rows = [setting.line("no windows", films, whole, engine=own, calibration=None)]
+        if setting.args.no_negatives:
+            rows.append(_without_negatives(setting, films, windows))
+        free = setting.changed(lambda a: any_window(first_span(a)))
+        name = "windows, 'Not Present' ignored"
+        rows.append(setting.line(name, films, windows, engine=free, calibration=UNRANKED))
+        positive = setting.changed(lambda a: any_window(only_positive(first_span(a))))
+        name = "+ 'Not Present', no ranking"
+        rows.append(setting.line(name, films, windows, engine=positive, calibration=UNRANKED))
+        name = "+ entropy ranking"
+        rows.append(setting.line(name, films, windows, engine=positive, calibration=ENTROPY))
+        everything = {"calibration": setting.calibration}
+        rows.append(setting.line("+ calibrated ranking", films, windows, **everything))
+        if setting.long_runs:
+            rows += _long_rows(setting, films, everything)
+        rows.append(setting.line("cosine > dense", films, setting.planned, **everything))
+        rows += setting.baselines(films)
+        yield f"Ingredients, films of {minutes:g} minutes", rows
+
+
+def _without_negatives(setting: Setting, films, windows) -> dict:
+    from revisionllm.engine.dense import DenseEngine
+    from revisionllm.model.loading import load_model
+
+    model = load_model(setting.args.no_negatives, device=setting.args.device)
+    engine = MemoEngine(DenseEngine(model, explore=0.0), {}, first_span)
+    return setting.line(
+        "windows, trained without negatives", films, windows, engine=engine, calibration=ENTROPY
+    )
+
+
+def _long_rows(setting: Setting, films, options) -> list[dict]:
+    rows, dense = [], setting.dense()
+    for count in range(1, len(setting.long_runs) + 1):
+        levels = [level for level, _ in setting.long_runs[:count]]
+        name = " > ".join([*(level.name for level in levels), "dense"])
+        rows.append(setting.line(name, films, lambda film, lv=levels: [*lv, dense], **options))
+    return rows
+
+
+def length(setting: Setting) -> Rows:
+    """Accuracy and work against film length, exhaustive and planned."""
+    rows = []
+    for minutes in setting.args.lengths:
+        films = setting.films(minutes)
+        for name, levels in (("exhaustive", setting.windows), ("planned", setting.planned)):
+            line = setting.line(
+                f"{minutes:g} min, {name}", films, levels, calibration=setting.calibration
+            )
+            rows.append(line)
+    yield "Film length", rows
+
+
+def order(setting: Setting) -> Rows:
+    """The three orders of the same levels."""
+    films, dense, rows = setting.films(setting.minutes), setting.dense(), []
+    coarse = [level for level, _ in setting.long_runs]
+
+    def levels(film: EvalFilm) -> list[Level]:
+        return [*coarse, dense] if coarse else setting.planned(film)
+
+    for name in ("coarse_to_fine", "fine_to_coarse", "exhaustive"):
+        options = {"order": name, "calibration": setting.calibration}
+        rows.append(setting.line(name, films, levels, **options))
+    yield "Search order", rows
+
+
+def confidence(setting: Setting) -> Rows:
+    """How well each confidence ranks, tells absent sentences, and is calibrated (ECE)."""
+    val, films = setting.films(setting.minutes, split="val"), setting.films(setting.minutes)
+    rows = []
+    kinds = {
+        "presence": ("presence",),
+        "entropy": ("entropy",),
+        "cosine": ("cosine",),
+        "presence, entropy, cosine": ("presence", "entropy", "cosine"),
+        "all, with agreement": ("presence", "entropy", "cosine", "support"),
+    }
+
+    windows = setting.windows
+    predictions, _ = setting.search(val, windows, calibration=None)
+    for name, parts in kinds.items():
+        fitted = fit_calibration(predictions, parts)
+        line = setting.line(name, films, windows, calibration=fitted)
+        judged, _ = setting.search(films, windows, calibration=fitted)
+        line["ece"] = best_moment_ece(judged)
+        line |= absent_scores(judged)
+        rows.append(line)
+    yield "Confidence", rows
+
+
+def best_moment_ece(predictions, iou: float = 0.3) -> float:
+    """Expected calibration error of the best moments' scores: right means IoU of `iou` or more."""
+    from revisionllm.eval.calibrate import best_moment_error
+
+    return best_moment_error(predictions, None, iou)
+
+
+def absent_scores(predictions) -> dict:
+    """Precision and recall of "not present"."""
+    from revisionllm.eval.detection import not_present
+
+    absent = np.array([p.gt == [] for p in predictions])
+    said = np.array([not p.found for p in predictions])
+    result = not_present(absent, said)
+    return {f"absent_{name}": result[name] for name in ("precision", "recall")}
+
+
+def sampling(setting: Setting) -> Rows:
+    """Frames per window, stride, and refinement below dense."""
+    from revisionllm.engine.dense import DenseEngine
+
+    films, dense = setting.films(setting.minutes), setting.dense()
+    options = {"calibration": setting.calibration}
+    rows = []
+    for factor in (0.5, 1.0, 2.0):
+        level = replace(dense, stride_s=min(dense.window_s, dense.stride_s * factor))
+        name = f"stride {level.stride_s:g} s"
+        rows.append(setting.line(name, films, lambda _, lv=level: [lv], **options))
+    config, shape = setting.model.config, setting.shape
+    for frames in (config.frames_per_window // 2, config.frames_per_window // 4):
+        setting.model.config = replace(config, frames_per_window=frames)
+        setting.shape = replace(shape, frames_per_window=frames)
+        engine = MemoEngine(DenseEngine(setting.model, explore=0.0), {})
+        name = f"{frames} frames a window"
+        rows.append(setting.line(name, films, setting.windows, engine=engine, **options))
+    setting.model.config, setting.shape = config, shape
+    name = "refined at full rate"
+    rows.append(setting.line(name, films, setting.windows, refine_top=1, **options))
+    yield "Window sampling", rows
+
+
+KINDS = ("right", "boundary", "right span ranked lower", "wrong action", "wrong actor", "elsewhere")
+
+
+def errors(setting: Setting) -> Rows:
+    """What the best answers on films of an hour are, as shares of all present sentences."""
+    from revisionllm.demo.world import plan_film
+
+    films = setting.films(setting.minutes)
+    predictions, _ = setting.search(films, setting.windows, calibration=setting.calibration)
+    counts, total = dict.fromkeys(KINDS, 0), 0
+    plans = {film.vid: plan_film(int(film.vid[-5:]), film.duration_s, "test") for film, _ in films}
+    for prediction in predictions:
+        if prediction.gt:
+            counts[error_kind(prediction, plans[prediction.vid])] += 1
+            total += 1
+    yield (
+        "Errors by kind",
+        [{"method": kind, "share": 100 * count / total} for kind, count in counts.items()],
+    )
+
+
+def error_kind(prediction, plan) -> str:
+    """One of `KINDS`: right (IoU 0.5), boundary (some overlap), the right span below the best, or
+    what the best span shows instead: the actor in another action, another actor in the action."""
+    truth = np.array(prediction.gt[0])
+    spans = np.array([[m.start_s, m.end_s] for m in prediction.moments[:5]]).reshape(-1, 2)
+    if not len(spans):
+        return "elsewhere"
+    ious = span_iou(spans, truth)
+    if ious[0] >= 0.5:
+        return "right"
+    if ious[0] > 0:
+        return "boundary"
+    if (ious >= 0.5).any():
+        return "right span ranked lower"
+    asked = [f for f in plan.facts if abs(f.start_s - truth[0]) + abs(f.end_s - truth[1]) < 0.3]
+    shown = [f for f in plan.facts if f.start_s < spans[0, 1] and f.end_s > spans[0, 0]]
+    if {f.actor for f in asked} & {f.actor for f in shown}:
+        return "wrong action"
+    if {f.action for f in asked} & {f.action for f in shown}:
+        return "wrong actor"
+    return "elsewhere"
+
+
+MEASURES: dict[str, Callable[[Setting], Rows]] = {
+    "ingredients": ingredients,
+    "length": length,
+    "order": order,
+    "confidence": confidence,
+    "sampling": sampling,
+    "errors": errors,
+}

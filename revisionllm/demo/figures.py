@@ -1,0 +1,42 @@
+"""Bars of a table's rows, as a PNG file (matplotlib, drawn without a display)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SHOWN = ("R1@0.3", "R1@0.5", "share")
+COLOURS = ("#1f5fa8", "#c8553d", "#4d7c8a")
+
+
+def draw_rows(rows: list[dict], title: str, path: Path) -> None:
+    """One group of bars per row: recalls with their intervals, or shares."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = [name for name in SHOWN if name in rows[0]]
+    figure, axis = pyplot.subplots(figsize=(8, 0.9 + 0.42 * len(rows)))
+    height = 0.8 / len(names)
+    for place, name in enumerate(names):
+        values = [row[name] if isinstance(row[name], list) else [row[name]] * 3 for row in rows]
+        middle, low, high = (list(column) for column in zip(*values, strict=True))
+        at = [index + (place - (len(names) - 1) / 2) * height for index in range(len(rows))]
+        gaps = [
+            [m - lo for m, lo in zip(middle, low, strict=True)],
+            [hi - m for m, hi in zip(middle, high, strict=True)],
+        ]
+        axis.barh(at, middle, height * 0.9, xerr=gaps, color=COLOURS[place], label=name, capsize=2)
+    axis.set_yticks(range(len(rows)), [row["method"] for row in rows])
+    axis.invert_yaxis()
+    axis.set(xlabel="%", xlim=(0, 100), title=title)
+    axis.grid(axis="x", color="#dddddd")
+    axis.set_axisbelow(True)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    axis.legend(frameon=False, loc="lower right")
+    figure.tight_layout()
+    partial = path.with_name(path.name + ".tmp")
+    figure.savefig(partial, dpi=120, format="png", metadata={"Software": None})
+    partial.replace(path)
+    pyplot.close(figure)

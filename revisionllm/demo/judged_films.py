@@ -1,0 +1,55 @@
+"""Test films with sentences and features, for measurements that need many films but no video files.
+
+Features come straight from the renderer (`film_features`) and are kept in a cache folder that is
+named after the CLIP.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from revisionllm.eval.film_search import EvalFilm, EvalQuery
+
+SEED_STEP = 3  # such films' features begin with their first frame
+
+
+def judged_film(
+    number: int,
+    minutes: float,
+    clip,
+    cache: Path,
+    *,
+    num_present: int,
+    num_absent: int,
+    first_seed: int,
+    split: str = "test",
+) -> tuple[EvalFilm, list[EvalQuery]]:
+    """Film number `number` of a set, and its queries; absent ones have `gt` [].
+
+    Raises:
+        ValueError: the film has too few events for so many sentences.
+    """
+    from revisionllm.demo.film_features import film_features
+    from revisionllm.demo.films import film_sentences
+    from revisionllm.demo.world import plan_film
+
+    seed, duration_s = first_seed + SEED_STEP * number, minutes * 60
+    path = cache / f"{clip.fingerprint()}-{duration_s:g}s-{split}-{seed}.npy"
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        rows = film_features(seed, duration_s, split, clip)
+        with open(f"{path}.tmp", "wb") as file:
+            np.save(file, rows, allow_pickle=False)
+        os.replace(f"{path}.tmp", path)
+    rows = np.load(path, allow_pickle=False).astype(np.float32)
+    plan = plan_film(seed, duration_s, split)
+    asked = film_sentences(plan, num_present, num_absent)
+    words, features = clip.encode_texts([a.sentence for a in asked])
+    queries = [
+        EvalQuery(a.query_id, a.sentence, [a.span_s] if a.span_s else [], np.asarray(word), feature)
+        for a, word, feature in zip(asked, words, features.numpy(), strict=True)
+    ]
+    return EvalFilm(plan.film_id, rows, len(rows) / duration_s, duration_s, plan.film_id), queries

@@ -1,0 +1,98 @@
+"""The ablation's real command on tiny films: tables, plots, and that answers are asked once."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from revisionllm.demo import ablation
+from revisionllm.demo.ablation_tables import MemoEngine, error_kind
+from revisionllm.demo.benchmark import fit_calibration
+from revisionllm.demo.world import plan_film
+from revisionllm.eval.predictions import Moment, Prediction
+from revisionllm.grounding.levels import Question, WindowAnswer
+from revisionllm.grounding.windows import Window
+
+
+def test_tables_and_plots(tmp_path, capsys):
+    small = ["--films", "1", "--val_films", "1", "--minutes", "8", "--lengths", "8"]
+    small += ["--present", "4", "--absent", "2", "--device", "cpu"]
+    folders = ["--cache", str(tmp_path / "features"), "--out", str(tmp_path / "out")]
+    assert ablation.main([*small, *folders]) == 0
+    printed = capsys.readouterr().out
+    written = sorted((tmp_path / "out").glob("*.json"))
+    assert len(written) == len(ablation.TABLES)
+    for path in written:
+        assert path.with_suffix(".png").stat().st_size > 1000
+        assert path.with_suffix(".md").read_text() in printed
+    kinds = json.loads((tmp_path / "out" / "errors_by_kind.json").read_text())
+    assert sum(line["share"] for line in kinds) == pytest.approx(100)
+    whole, planned = json.loads((tmp_path / "out" / "film_length.json").read_text())
+    assert whole["windows"] == "100%" and planned["llm_tokens"] < whole["llm_tokens"]
+
+
+def test_a_missing_run_is_one_line(tmp_path, capsys):
+    assert ablation.main(["--checkpoint", str(tmp_path / "none")]) == 2
+    assert "no run at" in capsys.readouterr().err
+
+
+def test_nothing_is_asked_twice():
+    asked = []
+
+    def answer(questions, sentences, *, film):
+        asked.extend(questions)
+        return [
+            WindowAnswer(q.window.index, 0.0, 1.0, sentences[q.query], (), 0.5) for q in questions
+        ]
+
+    engine = MemoEngine(SimpleNamespace(answer=answer, model=None, cost=None), {})
+    windows = [Window(i, float(i), i + 1.0) for i in range(3)]
+    first = [Question(0, (w,)) for w in windows[:2]]
+    assert len(engine.answer(first, ["a", "b"], film="f")) == 2
+    again = [Question(0, (w,)) for w in windows] + [Question(1, (windows[0],))]
+    answers = engine.answer(again, ["a", "b"], film="f")
+    assert [a.answer for a in answers] == ["a", "a", "a", "b"]
+    assert [(q.query, q.window.index) for q in asked] == [(0, 0), (0, 1), (0, 2), (1, 0)]
+
+
+def prediction(spans, gt, presences=None):
+    presences = presences or [0.5] * len(spans)
+    moments = [
+        Moment(start_s, end_s, p, {"presence": p, "entropy": 0.1}, "dense")
+        for (start_s, end_s), p in zip(spans, presences, strict=True)
+    ]
+    return Prediction("q", "v", "a", 900.0, True, moments, gt=gt)
+
+
+def test_error_kinds():
+    plan = plan_film(2, 900.0, "test")
+    one = plan.facts[0]
+    same = next(f for f in plan.facts if f.actor == one.actor and f.action != one.action)
+    truth = [(one.start_s, one.end_s)]
+    assert error_kind(prediction(truth, truth), plan) == "right"
+    late = [(one.end_s - 0.1, one.end_s + 9)]
+    assert error_kind(prediction(late, truth), plan) == "boundary"
+    other = (same.start_s, same.end_s)
+    assert error_kind(prediction([other], truth), plan) == "wrong action"
+    assert error_kind(prediction([other, *truth], truth), plan) == "right span ranked lower"
+    assert error_kind(prediction([], truth), plan) == "elsewhere"
+
+
+def test_calibration_says_how_often_the_best_moment_is_right():
+    """Where presence tells right from wrong, 0.5 separates them; without signal it is the rate."""
+    rng = np.random.default_rng(0)
+    told, untold = [], []
+    for number in range(200):
+        happens = number % 4 > 0  # three in four
+        right = [(10.0, 20.0)] if happens else []
+        best = rng.uniform(0.6, 1) if happens else rng.uniform(0, 0.4)
+        told.append(prediction([(10, 20), (50, 60)], right, [best, best / 3]))
+        untold.append(prediction([(10, 20), (50, 60)], right, [0.5, 0.1]))
+    fitted = fit_calibration(told, ("presence",))
+    scores = [fitted.confidence({"presence": p.moments[0].parts["presence"]}) for p in told]
+    assert all((s > 0.5) == bool(p.gt) for s, p in zip(scores, told, strict=True))
+    flat = fit_calibration(untold, ("presence",))
+    assert flat.confidence({"presence": 0.5}) == pytest.approx(0.75, abs=0.02)

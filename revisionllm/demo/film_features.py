@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -18,9 +19,14 @@ CHUNK = 256
 def film_features(seed: int, duration_s: float, split: str, clip) -> np.ndarray:
     """Features [T, D] float16 of every third frame of a film, from frame `seed % 3` on."""
     plan = plan_film(seed, duration_s, split)
+    return encode_frames(frames(plan, first=seed % FEATURE_STEP, step=FEATURE_STEP), clip)
+
+
+def encode_frames(images: Iterable[np.ndarray], clip) -> np.ndarray:
+    """CLIP features [T, D] float16 of a film's frames, in order; repeated ones are encoded once."""
     chunk: list[np.ndarray] = []
     parts, row_of, last = [], [], None
-    for image in frames(plan, first=seed % FEATURE_STEP, step=FEATURE_STEP):
+    for image in images:
         if last is None or not np.array_equal(image, last):  # actors rest: a quarter repeats
             chunk.append(image)
             last = image

@@ -21,12 +21,10 @@ from typing import Any
 if __package__ in (None, ""):  # started by path: put the repository on the import path
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import numpy as np
 
 from revisionllm.errors import UserError, run_entry_point
 
 FILM_FPS = 5.0
-FRAMES_PER_CHUNK = 256
 TINY = {"hidden_size": 64, "intermediate_size": 128, "layers": 2, "heads": 4, "positions": 1024}
 # Wide: with LLaMA's 0.02 a random model of this width can neither attend nor be sure of anything.
 INITIALIZER_RANGE = 0.2
@@ -50,21 +48,6 @@ def annotations(plans: list[Any], per_film: int) -> dict[str, dict]:
     }
 
 
-def film_features(plan: Any, clip: Any) -> np.ndarray:
-    """CLIP features [T, D] float16 of every frame of a film, straight from the renderer."""
-    from revisionllm.demo.render import frames
-
-    chunk, parts = [], []
-    for image in frames(plan):
-        chunk.append(image)
-        if len(chunk) == FRAMES_PER_CHUNK:
-            parts.append(clip.encode_images(np.stack(chunk)))
-            chunk = []
-    if chunk:
-        parts.append(clip.encode_images(np.stack(chunk)))
-    return np.concatenate(parts).astype(np.float16)
-
-
 def query_records(records: dict[str, dict], clip: Any) -> Iterator[tuple[str, dict]]:
     """Word and sentence features of every query."""
     for query_id, record in records.items():
@@ -78,7 +61,9 @@ def write_files(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from revisionllm.data.feature_writers import save_npy, write_lmdb
+    from revisionllm.demo.film_features import encode_frames
     from revisionllm.demo.films import write_annotations
+    from revisionllm.demo.render import frames
     from revisionllm.model.clip import load_clip
 
     clip = load_clip(args.clip)
@@ -88,7 +73,7 @@ def write_files(args: argparse.Namespace) -> None:
     for plan in tqdm(plans, desc="features of films"):
         path = args.out / "features" / f"{plan.film_id}.npy"
         if not path.exists():
-            save_npy(path, film_features(plan, clip))
+            save_npy(path, encode_frames(frames(plan), clip))
     if not (args.out / "text_features").exists():
         write_lmdb(args.out / "text_features", query_records(records, clip))
     write_annotations(args.out / "annotations.json", records)

@@ -20,6 +20,7 @@ from revisionllm.data.annotations import (
     training_record,
 )
 from revisionllm.errors import UserError
+from revisionllm.files import write_text
 
 
 def add_converter_arguments(
@@ -107,15 +108,13 @@ def read_video_list(path: Path) -> set[str]:
 
 def _write(path: Path, document: Any) -> None:
     """Write JSON in one step, one item a line."""
-    from revisionllm.eval.jsonl import write_atomically
-
     if isinstance(document, list):
         opening, closing = "[]"
         items = [json.dumps(item) for item in document]
     else:
         opening, closing = "{}"
         items = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in document.items()]
-    write_atomically(path, f"{opening}\n" + ",\n".join(items) + f"\n{closing}\n")
+    write_text(path, f"{opening}\n" + ",\n".join(items) + f"\n{closing}\n")
 
 
 def _tell(path: Path, annotations: list[Annotation]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from revisionllm.data.feature_store import HDF5_SUFFIXES, check_key
 from revisionllm.errors import UserError
+from revisionllm.files import replacing, write_json
 
 FORMATS = ("npy", "hdf5", "lmdb")
 FIRST_MAP_BYTES = 64 * 2**20
@@ -63,19 +64,10 @@ def write_features(path: str | os.PathLike, records: Iterable[Record], *, store_
     return write_lmdb(path, arrays(), metadata=metadata)
 
 
-def save_json(path: Path, value: Any) -> None:
-    """Write a JSON file in one step."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
 def save_npy(path: Path, array: np.ndarray) -> None:
     """Write a .npy file in one step."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         np.save(file, array, allow_pickle=False)
-    os.replace(temporary, path)
 
 
 def pack_record(arrays: dict[str, np.ndarray]) -> bytes:
@@ -117,7 +109,7 @@ def write_lmdb(
         environment.sync(True)
     (temporary / "lock.mdb").unlink(missing_ok=True)
     if metadata:
-        save_json(temporary / "metadata.json", metadata)
+        write_json(temporary / "metadata.json", metadata)
     os.replace(temporary, path)
     return count
 
@@ -143,7 +135,7 @@ def _write_npy_folder(folder: Path, records: Iterable[Record]) -> int:
         if path.exists():
             raise UserError(f"{path} exists already; choose another folder or move it away")
         if about:
-            save_json(folder / f"{key}.json", about)
+            write_json(folder / f"{key}.json", about)
         save_npy(path, features)
         count += 1
     return count
@@ -152,13 +144,11 @@ def _write_npy_folder(folder: Path, records: Iterable[Record]) -> int:
 def _write_hdf5(path: Path, records: Iterable[Record]) -> int:
     import h5py
 
-    temporary = path.with_name(path.name + ".tmp")
     count = 0
-    with h5py.File(temporary, "w") as file:
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         for key, features, about in records:
             dataset = file.create_dataset(check_key(key), data=features)
             if about:
                 dataset.attrs["metadata"] = json.dumps(about)
             count += 1
-    os.replace(temporary, path)
     return count

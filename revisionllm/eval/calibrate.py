@@ -13,8 +13,6 @@ confidence reaches --threshold.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +21,7 @@ import numpy as np
 from revisionllm.errors import UserError
 from revisionllm.eval.metrics import span_iou
 from revisionllm.eval.predictions import Moment, Prediction, read_predictions
+from revisionllm.files import write_json
 from revisionllm.grounding.calibration import (
     Calibration,
     expected_calibration_error,
@@ -121,9 +120,7 @@ def _table(predictions, parts, iou: float, num_moments: int) -> tuple[np.ndarray
 def write_calibration(calibration: Calibration, checkpoint: str | Path) -> Path:
     """Write `<checkpoint>/calibration.json` atomically."""
     path = Path(checkpoint) / "calibration.json"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(to_dict(calibration), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_json(path, to_dict(calibration))
     return path
 
 

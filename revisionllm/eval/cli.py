@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revisionllm.errors import UserError
+from revisionllm.files import write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     from revisionllm.eval.scoring import Scored
@@ -140,25 +141,23 @@ def run_score(args: argparse.Namespace) -> int:
 
 def _write_score(folder: Path, name: str, scored: Scored) -> None:
     from revisionllm.eval import figures
-    from revisionllm.eval.jsonl import write_atomically, write_bytes_atomically
     from revisionllm.eval.tables import csv_text
 
     report = plain(scored.report) | {"notes": scored.accounting.lines(most_named=1000)}
-    write_atomically(folder / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
-    write_atomically(folder / "metrics.csv", csv_text(scored.report))
+    write_json(folder / "report.json", report)
+    write_text(folder / "metrics.csv", csv_text(scored.report))
     if len(scored.ious):
         curves = figures.recall_curves({name: scored.ious})
-        write_bytes_atomically(folder / "recall.png", curves)
+        write_bytes(folder / "recall.png", curves)
     if scored.report["calibration"]:
         picture = figures.reliability({name: scored.report["calibration"]}, "0.5")
-        write_bytes_atomically(folder / "reliability.png", picture)
+        write_bytes(folder / "reliability.png", picture)
     print(f"wrote {folder}", file=sys.stderr)
 
 
 def run_report(args: argparse.Namespace) -> int:
     """`revisionllm eval report`."""
     from revisionllm.eval import comparison, html_report
-    from revisionllm.eval.jsonl import write_atomically, write_bytes_atomically
 
     runs = {name: load(path, args) for name, path in zip(_names(args), args.runs, strict=True)}
     if not all(len(scored.ious) for scored in runs.values()):
@@ -172,12 +171,12 @@ def run_report(args: argparse.Namespace) -> int:
         files[f"{args.queries[index]}: {query}"] = (f"query-{index + 1}.png", picture)
     folder = Path(args.output)
     for name, data in files.values():
-        write_bytes_atomically(folder / name, data)
+        write_bytes(folder / name, data)
     named = {caption: name for caption, (name, _) in files.items()}
     page = html_report.markdown_page(runs, named, args.examples)
-    write_atomically(folder / "report.md", page)
+    write_text(folder / "report.md", page)
     page = html_report.html_page(runs, pictures, num_examples=args.examples)
-    write_atomically(folder / "report.html", page)
+    write_text(folder / "report.html", page)
     print(folder / "report.html")
     return 0
 

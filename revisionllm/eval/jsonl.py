@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from revisionllm.errors import UserError
+from revisionllm.files import write_text
 
 MAX_LINE_BYTES = 64 * 2**20  # a longer line is not a record of any format here, whatever it is
 NUMBER_TYPES = frozenset({int, float})  # not bool: True is no number of seconds
@@ -180,28 +180,10 @@ def span_rows(rows: Any, what: str, *, width: int = 2) -> np.ndarray:
     return array
 
 
-def write_atomically(path: str | Path, text: str) -> None:
-    """Write `text` to a temporary name in the same folder, then rename."""
-    write_bytes_atomically(path, text.encode("utf-8"))
-
-
-def write_bytes_atomically(path: str | Path, data: bytes) -> None:
-    """Write `data` to a temporary name in the same folder, then rename."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-
-
 def write_json_lines(path: str | Path, records: Iterable[Any]) -> None:
     """Write one JSON object per line, atomically."""
     lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
-    write_atomically(path, "".join(line + "\n" for line in lines))
+    write_text(path, "".join(line + "\n" for line in lines))
 
 
 def _is_finite(value: float) -> bool:

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from revisionllm.errors import UserError
 from revisionllm.eval import combine, released
-from revisionllm.eval.jsonl import write_atomically
 from revisionllm.eval.rankings import Query
 from revisionllm.eval.scoring import Accounting
+from revisionllm.files import write_json, write_text
 
 HEADER = "====================== Grounding ======================"
 
@@ -234,15 +234,15 @@ def _print_field(result: combine.FieldResult, path: str, with_retrieval: bool) -
 def _write(folder: Path, blocks: list[dict], convention: str, accounting: Accounting) -> None:
     """metrics.json and metrics.csv; with `released` also the old scripts' result_retrieval.txt."""
     report = {"convention": convention, "blocks": blocks, "counts": accounting.counts()}
-    write_atomically(folder / "metrics.json", json.dumps(report, indent=2) + "\n")
+    write_json(folder / "metrics.json", report)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["with_retrieval", "name", "value"])
     for block in blocks:
         flag = str(block["with_retrieval"]).lower()
         writer.writerows([flag, k, v] for k, v in block.items() if k != "with_retrieval")
-    write_atomically(folder / "metrics.csv", table.getvalue())
+    write_text(folder / "metrics.csv", table.getvalue())
     print(f"wrote {folder / 'metrics.json'} and metrics.csv", file=sys.stderr)
     if convention == "released":
         scores = {k: v for k, v in blocks[-1].items() if k == "mIoU" or k.startswith("R")}
-        write_atomically(folder / "result_retrieval.txt", json.dumps(scores))
+        write_text(folder / "result_retrieval.txt", json.dumps(scores))

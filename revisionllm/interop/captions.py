@@ -18,9 +18,9 @@ from revisionllm.eval.jsonl import (
     Problem,
     number_field,
     span_rows,
-    write_atomically,
 )
 from revisionllm.eval.rankings import Query
+from revisionllm.files import write_text
 from revisionllm.interop.common import (
     Found,
     duration_of,
@@ -109,4 +109,4 @@ def write_charades(path: Path, queries: Sequence[Query]) -> None:
         if " " in query.vid or "\n" in query.query or "\r" in query.query:
             raise UserError(f"charades-sta cannot hold query {query.qid}: space or line break")
         lines.append(f"{query.vid} {start_s!r} {end_s!r}##{query.query}\n")
-    write_atomically(path, "".join(lines))
+    write_text(path, "".join(lines))

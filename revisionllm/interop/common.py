@@ -20,9 +20,9 @@ from revisionllm.eval.jsonl import (
     iter_json_lines,
     read_json,
     span_rows,
-    write_atomically,
 )
 from revisionllm.eval.rankings import Query, Ranking
+from revisionllm.files import write_text
 
 Item = TypeVar("Item")
 Found = tuple[list[Item], list[Problem]]
@@ -151,4 +151,4 @@ def scored_rows(ranking: Ranking) -> list[list[float]]:
 
 def write_document(path: Path, document: Any) -> None:
     """Write one JSON document, atomically."""
-    write_atomically(path, json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")

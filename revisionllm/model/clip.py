@@ -25,6 +25,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
 from revisionllm.errors import UserError
+from revisionllm.files import replacing, write_json
 
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAME = "open_clip_model.safetensors"
@@ -255,13 +256,11 @@ def save_clip(model: nn.Module, folder: str | os.PathLike, *, model_cfg: dict) -
     from safetensors.torch import save_file
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     config = {"model_cfg": model_cfg, "preprocess_cfg": dict(model.visual.preprocess_cfg)}
-    save_file(weights, folder / f"{WEIGHTS_NAME}.tmp")
-    os.replace(folder / f"{WEIGHTS_NAME}.tmp", folder / WEIGHTS_NAME)
-    (folder / f"{CONFIG_NAME}.tmp").write_text(json.dumps(config, indent=2) + "\n")
-    os.replace(folder / f"{CONFIG_NAME}.tmp", folder / CONFIG_NAME)
+    with replacing(folder / WEIGHTS_NAME) as temporary:
+        save_file(weights, temporary)
+    write_json(folder / CONFIG_NAME, config)
 
 
 def _is_clip_text(model: nn.Module, tokenizer) -> bool:

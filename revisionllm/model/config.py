@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from revisionllm.errors import UserError
+from revisionllm.files import write_json
 
 CONFIG_NAME = "config.json"
 ADAPTER_NAME = "adapter.safetensors"
@@ -169,12 +170,8 @@ def read_config(folder: str | Path) -> RunConfig:
 def write_config(config: RunConfig, folder: str | Path) -> Path:
     """Write `<folder>/config.json` atomically; absolute paths nearby are stored relative to it."""
     folder = Path(folder).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
     stored = _map_paths(RunConfig(**asdict(config)), lambda path: _relative(path, folder))
-    text = json.dumps({"format": FORMAT, **asdict(stored)}, indent=2) + "\n"
-    temporary = folder / f"{CONFIG_NAME}.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, folder / CONFIG_NAME)
+    write_json(folder / CONFIG_NAME, {"format": FORMAT, **asdict(stored)})
     return folder / CONFIG_NAME
 
 

@@ -6,7 +6,6 @@ module needs is reported in one message, and files appear under their name only 
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from revisionllm.errors import UserError
+from revisionllm.files import replacing
 
 MAX_LISTED = 20
 ZERO3_HINT = (
@@ -92,17 +92,11 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
         raise ValueError(
             f"not saved to {path}: empty {_listed(empty)}; gather ZeRO-3 parameters first"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    save_file(
-        {
-            n: t.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for n, t in tensors.items()
-        },
-        temporary,
-        metadata={"format": "pt"},
-    )
-    os.replace(temporary, path)
+    whole = {
+        n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()
+    }
+    with replacing(path) as temporary:
+        save_file(whole, temporary, metadata={"format": "pt"})
 
 
 def _is_partition(found: Tensor, expected: Tensor) -> bool:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from revisionllm.files import write_json
+
 log = logging.getLogger(__name__)
 
 MANIFEST = "complete.json"
@@ -34,9 +36,7 @@ def complete(folder: Path, **facts: Any) -> None:
     """Declare a checkpoint complete: call it once every process has written its part."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps({"facts": facts, "files": sizes}, indent=1) + "\n")
-    os.replace(temporary, folder / MANIFEST)
+    write_json(folder / MANIFEST, {"facts": facts, "files": sizes}, indent=1)
 
 
 def problem(folder: Path) -> str | None:

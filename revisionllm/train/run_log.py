@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import resource
 import sys
 import time
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
+
+from revisionllm.files import write_text
 
 log = logging.getLogger("revisionllm.train")
 
@@ -49,9 +50,7 @@ def drop_metrics_after(run: Path, step: int) -> None:
             continue
         if record["step"] <= step:
             kept.append(line + "\n")
-    temporary = path.with_name(f"{METRICS}.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(kept))
 
 
 class RunLog(TrainerCallback):

@@ -24,6 +24,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from revisionllm.errors import UserError, run_entry_point
+from revisionllm.files import write_json
 from revisionllm.train.arguments import (
     NO_DEEPSPEED,
     TrainArguments,
@@ -267,13 +268,6 @@ def save(trainer: Any, run: Path) -> None:
             save_run(model, run)
             log.info("wrote %s", run)
     trainer.accelerator.wait_for_everyone()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write atomically."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

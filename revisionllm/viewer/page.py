@@ -19,9 +19,9 @@ from string import Template
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from revisionllm.files import write_text
 from revisionllm.viewer import facts, markup
 from revisionllm.viewer.axis import clock
-from revisionllm.viewer.files import write_whole
 from revisionllm.viewer.thumbnails import film_thumbnails
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def write_view(
         player=_player(video_path, path),
         cards=markup.cards(predictions, thumbnails, num_windows),
     )
-    write_whole(path, page.encode("utf-8"))
+    write_text(path, page)
 
 
 def _asset(name: str) -> str:

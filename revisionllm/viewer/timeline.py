@@ -12,9 +12,9 @@ import io
 import textwrap
 from typing import TYPE_CHECKING
 
+from revisionllm.files import write_bytes
 from revisionllm.viewer import facts
 from revisionllm.viewer.axis import clock, ticks
-from revisionllm.viewer.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +75,7 @@ def write_timeline(
     FigureCanvasAgg(figure)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    write_whole(path, png.getvalue())
+    write_bytes(path, png.getvalue())
 
 
 def _layout(num_rows: int, title: str) -> tuple[Figure, Axes, Axes]:

@@ -24,9 +24,9 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from revisionllm.data.feature_writers import save_json
 from revisionllm.data.video import iter_frames, probe
 from revisionllm.errors import UserError
+from revisionllm.files import write_json
 
 if TYPE_CHECKING:
     from revisionllm.model.clip import ClipFeatures
@@ -296,7 +296,7 @@ def _partial(
                 num_done -= num_done % batch_size
         else:
             file.truncate(0)
-            save_json(about_path, about)
+            write_json(about_path, about)
         if not num_done:
             file.truncate(0)
             _append(file, np.frombuffer(header, np.uint8))

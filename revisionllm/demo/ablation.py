@@ -11,7 +11,6 @@ bootstrap intervals that resample whole films. docs/ablation.md says what came o
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from revisionllm.errors import UserError, run_entry_point
+from revisionllm.files import write_json, write_text
 
 TABLES = ("ingredients", "length", "order", "confidence", "sampling", "errors")
 DEFAULT_CHECKPOINT = Path("checkpoints/demo/dense")
@@ -71,14 +71,13 @@ def main(argv: list[str] | None = None) -> int:
         ]:
             if not run.is_dir():
                 raise UserError(f"no run at {run}; checkpoints/README.md says what makes it")
-        args.out.mkdir(parents=True, exist_ok=True)
         setting = Setting(args)
         for table in args.tables:
             for title, rows in MEASURES[table](setting):
                 name = title.lower().replace(" ", "_").replace(",", "")
-                (args.out / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
+                write_json(args.out / f"{name}.json", rows)
                 text = f"### {title}\n\n{markdown(rows)}\n"
-                (args.out / f"{name}.md").write_text(text)
+                write_text(args.out / f"{name}.md", text)
                 draw_rows(rows, title, args.out / f"{name}.png")
                 print(text, flush=True)
         return 0

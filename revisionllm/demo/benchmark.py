@@ -10,7 +10,6 @@ bootstrap intervals that resample whole films.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
 import numpy as np
 
 from revisionllm.errors import run_entry_point
+from revisionllm.files import write_json
 from revisionllm.grounder import DEFAULT_CHECKPOINT, DEFAULT_KEEP
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7)
@@ -213,7 +213,7 @@ def benchmark(args: argparse.Namespace) -> dict:
     if args.fit_calibration:
         grounder.calibration = fit_calibration(val.predictions["exhaustive"])
         path = args.checkpoint / "calibration.json"
-        path.write_text(json.dumps(to_dict(grounder.calibration), indent=2) + "\n")
+        write_json(path, to_dict(grounder.calibration))
         print(f"wrote {path}", file=sys.stderr)
     searches = ["planned", "exhaustive"]
     test = ask_split(grounder, args, "test", range(TEST_SEED, TEST_SEED + args.films), searches)
@@ -266,7 +266,7 @@ def main(argv: list[str] | None = None) -> int:
         test = result.pop("test")
         for search, predictions in test.predictions.items():
             write_predictions(args.out / f"predictions_{search}.jsonl", predictions)
-        (args.out / "benchmark.json").write_text(json.dumps(result, indent=2) + "\n")
+        write_json(args.out / "benchmark.json", result)
         print(result["markdown"])
         print(f"\nCLIP baseline chosen on validation films: {result['clip_baseline']}")
         return 0

@@ -38,6 +38,7 @@ from revisionllm.demo.dense_data import (
 )
 from revisionllm.demo.dense_losses import Pointer, forward
 from revisionllm.demo.film_features import training_films
+from revisionllm.files import replacing, write_json
 
 log = logging.getLogger("train_dense")
 FILM_S = 3600.0
@@ -221,8 +222,8 @@ def save_state(path: Path, model, pointer, optimizer, step: int) -> None:
         "optimizer": optimizer.state_dict(),
         "step": step,
     }
-    torch.save(state, str(path) + ".tmp")
-    Path(str(path) + ".tmp").replace(path)
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
@@ -305,4 +306,4 @@ def write_run(model, args: argparse.Namespace) -> None:
     save_run(model, args.out / "dense")
     card = {"command": sys.argv, "sizes": asdict(Sizes()), "torch": torch.__version__}
     card["args"] = {name: str(value) for name, value in vars(args).items()}
-    (args.out / "dense" / "training.json").write_text(json.dumps(card, indent=2) + "\n")
+    write_json(args.out / "dense" / "training.json", card)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from revisionllm.files import replacing
+
 SHOWN = ("R1@0.3", "R1@0.5", "share")
 COLOURS = ("#1f5fa8", "#c8553d", "#4d7c8a")
 
@@ -36,7 +38,6 @@ def draw_rows(rows: list[dict], title: str, path: Path) -> None:
         axis.spines[side].set_visible(False)
     axis.legend(frameon=False, loc="lower right")
     figure.tight_layout()
-    partial = path.with_name(path.name + ".tmp")
-    figure.savefig(partial, dpi=120, format="png", metadata={"Software": None})
-    partial.replace(path)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=120, format="png", metadata={"Software": None})
     pyplot.close(figure)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from revisionllm.data.feature_writers import save_npy
 from revisionllm.demo.dense_data import FEATURE_STEP, TrainingFilm, load_film
 from revisionllm.demo.render import frames
 from revisionllm.demo.world import plan_film
@@ -47,9 +47,7 @@ def _make_one(job: tuple[int, float, str, str, str]) -> str:
     seed, duration_s, split, clip_folder, path = job
     torch.set_num_threads(1)
     features = film_features(seed, duration_s, split, load_clip(clip_folder))
-    with open(path + ".tmp", "wb") as file:
-        np.save(file, features)
-    os.replace(path + ".tmp", path)
+    save_npy(path, features)
     return path
 
 

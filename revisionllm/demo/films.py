@@ -10,8 +10,6 @@ their film).
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from revisionllm.errors import UserError, run_entry_point
+from revisionllm.files import write_json
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,7 @@ def mad_record(plan, sentence: FilmSentence) -> dict:
 
 def write_annotations(path: Path, records: dict[str, dict]) -> None:
     """Write a JSON annotation file atomically."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_json(path, records, indent=1)
 
 
 def write_film_set(

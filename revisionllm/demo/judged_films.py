@@ -6,11 +6,11 @@ named after the CLIP.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
+from revisionllm.data.feature_writers import save_npy
 from revisionllm.eval.film_search import EvalFilm, EvalQuery
 
 SEED_STEP = 3  # such films' features begin with their first frame
@@ -40,10 +40,7 @@ def judged_film(
     path = cache / f"{clip.fingerprint()}-{duration_s:g}s-{split}-{seed}.npy"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        rows = film_features(seed, duration_s, split, clip)
-        with open(f"{path}.tmp", "wb") as file:
-            np.save(file, rows, allow_pickle=False)
-        os.replace(f"{path}.tmp", path)
+        save_npy(path, film_features(seed, duration_s, split, clip))
     rows = np.load(path, allow_pickle=False).astype(np.float32)
     plan = plan_film(seed, duration_s, split)
     asked = film_sentences(plan, num_present, num_absent)

@@ -24,6 +24,7 @@ from revisionllm.demo.world import (
     Shot,
     pose_of,
 )
+from revisionllm.files import replacing
 
 ANGLE_STEPS = 32  # sprites are cached by angle in 1/32 turns and by radius in half pixels
 RGB = {
@@ -205,9 +206,7 @@ def write_film(
     import av
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    with av.open(str(partial), "w", format="mp4") as container:
+    with replacing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=round(fps))
         stream.width, stream.height, stream.pix_fmt = FRAME_WIDTH, FRAME_HEIGHT, "yuv420p"
         # A key frame every 2 s makes clicking in a viewer quick; one thread keeps bytes the same.
@@ -216,4 +215,3 @@ def write_film(
         for image in progress(source) if progress else source:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
-    os.replace(partial, path)

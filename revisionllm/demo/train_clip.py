@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from revisionllm.errors import run_entry_point
+from revisionllm.files import replacing, write_json
 
 log = logging.getLogger("train_clip")
 IMAGE_SIZE = 96
@@ -274,8 +274,8 @@ def train(args: argparse.Namespace) -> dict[str, float]:
         if (step + 1) % args.save_every == 0:
             state = {name: part.state_dict() for name, part in parts.items()}
             state |= {"step": step + 1, "seconds": time.time() - started}
-            torch.save(state, str(state_path) + ".tmp")
-            os.replace(str(state_path) + ".tmp", state_path)
+            with replacing(state_path) as temporary:
+                torch.save(state, temporary)
     held_out = sample_frames(plan_films(40, "test"), args.test_shots, np.random.default_rng(5))
     scores = accuracy(model, tokenizer, config, held_out)
     with torch.inference_mode():
@@ -283,11 +283,11 @@ def train(args: argparse.Namespace) -> dict[str, float]:
         scores["read_out"] = readout.scores(features, *attribute_targets(held_out))
     scores["seconds"] = time.time() - started
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(state, str(weights) + ".tmp")
-    os.replace(str(weights) + ".tmp", weights)
+    with replacing(weights) as temporary:
+        save_file(state, temporary)
     card = {"args": {k: str(v) for k, v in vars(args).items()}, "test_films": scores}
     card["versions"] = {"torch": torch.__version__, "open_clip": open_clip.__version__}
-    (args.out / "training.json").write_text(json.dumps(card, indent=2) + "\n")
+    write_json(args.out / "training.json", card)
     log.info("held-out films: %s", scores)
     return scores
 

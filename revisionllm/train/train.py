@@ -51,11 +51,26 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
 
     def work() -> int:
+        if args.deepspeed != NO_DEEPSPEED:
+            stand_alone()
         check(args, world_size())
         train(args)
         return 0
 
     return run_entry_point(work, "train")
+
+
+def stand_alone() -> None:
+    """Started without a launcher: say what a launcher would, which DeepSpeed asks MPI for."""
+    if "WORLD_SIZE" in os.environ:
+        return
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 
 
 def world_size() -> int:

@@ -1,6 +1,6 @@
 """What a planned search keeps of exhaustive search's answers, and what it costs, on demo films.
 
-    python benchmarks/planner.py accuracy --films 10 --present 60 --absent 20
+    python benchmarks/planner.py accuracy --films 10 --present 60 --absent 20 --keep 0.3 0.5 1.0
     python benchmarks/planner.py length --minutes 10 60 120 240 480
     python benchmarks/planner.py count                 # Vicuna-7B's work, no weights needed
 
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from revisionllm.demo.judged_films import judged_film
+from revisionllm.demo.judged_films import MemoEngine, judged_film
 from revisionllm.errors import run_entry_point
 from revisionllm.eval.film_search import EvalFilm, EvalQuery, FilmSearcher
 from revisionllm.eval.metrics import iou_table, paired_difference
@@ -82,8 +82,11 @@ def search(engine, film: EvalFilm, queries, plan, calibration) -> Answered:
     return Answered(film.vid, film.duration_s, searcher.ground(film, queries))
 
 
-def both_searches(args, minutes: float, num_films: int) -> tuple[list, list, ModelShape]:
-    """Exhaustive and planned predictions of demo films."""
+def all_searches(args, minutes: float, num_films: int) -> tuple[dict, ModelShape]:
+    """Predictions of demo films: exhaustive (None), and planned by --keep.
+
+    The model is asked once: a planned search sees the answers that the exhaustive one got.
+    """
     from tqdm import tqdm
 
     from revisionllm.engine.dense import DenseEngine
@@ -93,14 +96,14 @@ def both_searches(args, minutes: float, num_films: int) -> tuple[list, list, Mod
     model, clip = load(args)
     stored = Path(args.checkpoint) / "calibration.json"
     calibration = from_dict(json.loads(stored.read_text())) if stored.is_file() else None
-    found: tuple[list, list] = ([], [])
+    found: dict[float | None, list[Answered]] = {keep: [] for keep in (None, *args.keep)}
     for number in tqdm(range(num_films), desc=f"{minutes:g} min films", file=sys.stderr):
         film, queries = demo_film(number, minutes, args, clip)
-        plans = film_plans(model.config, film.duration_s, keep=args.keep)
-        for answered, plan in zip(found, (plans[0], plans[-1]), strict=True):
-            engine = DenseEngine(model, budget_mb=args.budget_mb)
-            answered.append(search(engine, film, queries, plan, calibration))
-    return *found, llm_shape(model)
+        engine = MemoEngine(DenseEngine(model, budget_mb=args.budget_mb), {})
+        for keep, answered in found.items():
+            plans = film_plans(model.config, film.duration_s, keep=keep)
+            answered.append(search(engine, film, queries, plans[-1], calibration))
+    return found, llm_shape(model)
 
 
 def hits(answered: list[Answered], threshold: float = 0.5) -> tuple[np.ndarray, list[str]]:
@@ -119,43 +122,67 @@ def absent_right(answered: list[Answered]) -> float:
 
 def run_accuracy(args: argparse.Namespace) -> dict:
     """Paired comparison of planned with exhaustive search."""
-    exhaustive, planned, shape = both_searches(args, args.film_minutes, args.films)
+    found, shape = all_searches(args, args.film_minutes, args.films)
+    exhaustive = found.pop(None)
+    right, _ = hits(exhaustive)
+    result = {
+        "present": len(right),
+        "absent": sum(p.gt == [] for a in exhaustive for p in a.predictions),
+        "R1@0.5 exhaustive": float(right.mean()),
+        "absent right exhaustive": absent_right(exhaustive) if args.absent else None,
+        "planned": [compare(exhaustive, planned, keep, shape) for keep, planned in found.items()],
+    }
+    counts = f"{result['present']} present, {result['absent']} absent sentences"
+    print(f"{counts}, films of {args.film_minutes:g} minutes")
+    print("| keep | R1@0.5 | difference | of exhaustive's hits kept | absent right |", end="")
+    print(" share of LLM tokens at " + " | at ".join(map(str, QUERY_COUNTS)) + " queries |")
+    print("|" + "---|" * (5 + len(QUERY_COUNTS)))
+    absent = result["absent right exhaustive"]
+    cells = ["exhaustive", f"{100 * right.mean():.1f}", "", "", _percent(absent)]
+    print("| " + " | ".join(cells + ["100 %"] * len(QUERY_COUNTS)) + " |")
+    for row in result["planned"]:
+        cells = [f"{row['keep']:g}", f"{100 * row['R1@0.5']:.1f}"]
+        cells.append("{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * v for v in row["difference"])))
+        cells += [_percent(row["kept, net"]), _percent(row["absent right"])]
+        cells += [_percent(row["tokens"][count]["share"]) for count in QUERY_COUNTS]
+        print("| " + " | ".join(cells) + " |")
+    return result
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def compare(exhaustive: list, planned: list, keep: float, shape: ModelShape) -> dict:
+    """One planned search against the exhaustive one: hits kept, verdicts, tokens."""
     first, films = hits(planned)
     second, _ = hits(exhaustive)
     difference = paired_difference(first, second, groups=films)
-    kept = float((first * second).sum() / max(1.0, second.sum()))
-    result = {
-        "present": len(first),
-        "absent": sum(p.gt == [] for a in planned for p in a.predictions),
-        "R1@0.5 exhaustive": float(second.mean()),
-        "R1@0.5 planned": float(first.mean()),
+    row = {
+        "keep": keep,
+        "R1@0.5": float(first.mean()),
         "difference": [difference.mean, difference.low, difference.high],
-        "kept of exhaustive's hits": kept,
+        "kept of exhaustive's hits": float((first * second).sum() / max(1.0, second.sum())),
         "kept, net": float(first.sum() / max(1.0, second.sum())),
-        "absent right exhaustive": absent_right(exhaustive) if args.absent else None,
-        "absent right planned": absent_right(planned) if args.absent else None,
-        "tokens per query": {},
+        "absent right": absent_right(planned),
+        "tokens": {},
     }
     for count in QUERY_COUNTS:
-        tokens = [
+        whole, part = (
             float(np.mean([a.llm_tokens(shape, count) for a in kind]))
             for kind in (exhaustive, planned)
-        ]
-        chosen = min(tokens)  # the planner takes the cheaper plan
-        result["tokens per query"][count] = {
-            "exhaustive": tokens[0],
-            "cosine > dense": tokens[1],
-            "planned": chosen,
-            "share": chosen / tokens[0],
-        }
-    return result
+        )
+        taken = min(whole, part)  # the planner takes the cheaper plan
+        row["tokens"][count] = {"exhaustive": whole, "cosine > dense": part, "share": taken / whole}
+    return row
 
 
 def run_length(args: argparse.Namespace) -> dict:
     """Cost and recall at several lengths, and the power by which planned work grows."""
     rows = []
     for minutes in args.minutes:
-        exhaustive, planned, shape = both_searches(args, minutes, args.films)
+        found, shape = all_searches(args, minutes, args.films)
+        exhaustive, planned = found[None], found[args.keep[-1]]
         row = {"minutes": minutes}
         for name, answered in (("exhaustive", exhaustive), ("planned", planned)):
             row[f"R1@0.5 {name}"] = float(hits(answered)[0].mean())
@@ -200,7 +227,7 @@ def run_count(args: argparse.Namespace) -> dict:
     config = RunConfig()
     long_levels = [long_level(RunConfig(num_segments=size)) for size in LONG_SIZES]
     duration_s = 7200.0
-    plans = film_plans(config, duration_s, keep=args.keep, long_levels=long_levels)
+    plans = film_plans(config, duration_s, keep=args.keep[-1], long_levels=long_levels)
     common = {"duration_s": duration_s, "feature_fps": config.feature_fps}
     rows = []
     for queries in (1, 20, 640):
@@ -232,7 +259,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--minutes", type=float, nargs="+", default=[10, 60, 120, 240, 480], help="of `length`")
     add("--present", type=int, default=60, help="sentences per film that happen (%(default)s)")
     add("--absent", type=int, default=20, help="sentences that never happen (%(default)s)")
-    add("--keep", type=float, default=DEFAULT_KEEP, help="of the cosine level (%(default)s)")
+    add(
+        "--keep",
+        type=float,
+        nargs="+",
+        default=[DEFAULT_KEEP],
+        help="of the cosine level; the last one where one is wanted (%(default)s)",
+    )
     add("--budget_mb", type=int, default=None, help="of the engine; unset: by the device")
     add("--cache", type=Path, default=Path("out/planner_features"), help="films' features")
     add("--out", type=Path, default=Path("out/planner"), help="folder for results")
@@ -249,7 +282,7 @@ def main(argv: list[str] | None = None) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         path = args.out / f"{args.what}.json"
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        if args.what != "count":
+        if args.what == "length":
             print(json.dumps(result, indent=1))
         return 0
 

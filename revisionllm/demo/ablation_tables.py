@@ -6,7 +6,7 @@ visited and LLM tokens per query (one query alone on its film).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,38 +20,15 @@ from revisionllm.demo.benchmark import (
     moment_spans,
     row,
 )
-from revisionllm.demo.judged_films import judged_film
+from revisionllm.demo.judged_films import MemoEngine, judged_film
 from revisionllm.eval.film_search import EvalFilm, FilmSearcher
 from revisionllm.eval.metrics import span_iou
 from revisionllm.eval.plans import cosine_level, dense_level, llm_shape, long_level
-from revisionllm.grounding.levels import Level, Question, WindowAnswer
+from revisionllm.grounding.levels import Level, WindowAnswer
 from revisionllm.grounding.scores import frame_cosines
 
 TEST_SEED, VAL_SEED = 5000, 900  # no training, quickstart, benchmark or planner film has these
 Rows = Iterator[tuple[str, list[dict]]]
-
-
-class MemoEngine:
-    """An engine that asks its model about every (film, sentence, window) once.
-
-    `change` rewrites an answer before the search sees it.
-    """
-
-    def __init__(self, engine, memory: dict, change=None) -> None:
-        self.engine, self.memory, self.change = engine, memory, change
-        self.model, self.cost = engine.model, engine.cost
-
-    def answer(
-        self, questions: Sequence[Question], sentences, *rest, film=None, **options
-    ) -> list[WindowAnswer]:
-        """As the engine's own `answer`; `film` must be given."""
-        keys = [(film, sentences[q.query], q.windows, q.repeat) for q in questions]
-        new = [i for i, key in enumerate(keys) if key not in self.memory]
-        asked = [questions[i] for i in new]
-        answers = self.engine.answer(asked, sentences, *rest, film=film, **options) if asked else []
-        self.memory.update(zip((keys[i] for i in new), answers, strict=True))
-        found = [self.memory[key] for key in keys]
-        return [self.change(answer) for answer in found] if self.change else found
 
 
 @dataclass(frozen=True)

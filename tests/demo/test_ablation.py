@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from revisionllm.demo import ablation
-from revisionllm.demo.ablation_tables import MemoEngine, error_kind
+from revisionllm.demo.ablation_tables import error_kind
 from revisionllm.demo.benchmark import fit_calibration
+from revisionllm.demo.judged_films import MemoEngine
 from revisionllm.demo.world import plan_film
 from revisionllm.eval.predictions import Moment, Prediction
 from revisionllm.grounding.levels import Question, WindowAnswer

@@ -16,6 +16,7 @@ from revisionllm.demo.benchmark import (
     Asked,
     chance_row,
     clip_row,
+    even_odds,
     fit_calibration,
     moment_spans,
     row,
@@ -281,17 +282,21 @@ def confidence(setting: Setting) -> Rows:
         fitted = fit_calibration(predictions, parts)
         line = setting.line(name, films, windows, calibration=fitted)
         judged, _ = setting.search(films, windows, calibration=fitted)
-        line["ece"] = best_moment_ece(judged)
+        line["ece"] = found_ece(judged)
         line |= absent_scores(judged)
         rows.append(line)
     yield "Confidence", rows
 
 
-def best_moment_ece(predictions, iou: float = 0.3) -> float:
-    """Expected calibration error of the best moments' scores: right means IoU of `iou` or more."""
-    from revisionllm.eval.calibrate import best_moment_error
+def found_ece(predictions) -> float:
+    """Expected calibration error of the best moments' scores as chances that the sentence happens,
+    both kinds of sentences counting alike."""
+    from revisionllm.grounding.calibration import expected_calibration_error
 
-    return best_moment_error(predictions, None, iou)
+    judged = [p for p in predictions if p.moments]
+    judged = even_odds(judged, [bool(p.gt) for p in judged])
+    scores = [p.moments[0].score for p in judged]
+    return expected_calibration_error(scores, [bool(p.gt) for p in judged])
 
 
 def absent_scores(predictions) -> dict:

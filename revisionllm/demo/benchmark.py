@@ -77,9 +77,10 @@ def fit_calibration(
 ):
     """Confidence from the parts of a moment, fitted on validation films.
 
-    Two steps, because the best of a film's hundreds of moments is not any moment: a logistic fit
-    over all moments of "this one is right" (IoU at least 0.3) decides how the parts weigh and so
-    the order; a second one over the best moment of each sentence decides what that is worth.
+    Two steps, because there are two questions. A logistic fit over all moments of "this one is
+    right" (IoU at least 0.3) decides how the parts weigh and so the order. A second one over the
+    best moment of each sentence asks whether the sentence happens at all, sentences that do and
+    that do not counting alike: 0.5 and more is to mean "found".
     """
     from dataclasses import replace
 
@@ -104,13 +105,23 @@ def fit_calibration(
         return fitted.bias + sum(total)
 
     best = [(max(p.moments, key=logit), p) for p in predictions if p.moments]
-    scaled = fit_logistic({"logit": [logit(m) for m, _ in best]}, [is_right(*b) for b in best])
+    best = even_odds(best, [bool(p.gt) for _, p in best])
+    scaled = fit_logistic({"logit": [logit(m) for m, _ in best]}, [bool(p.gt) for _, p in best])
     factor = scaled.weights[0]
     return replace(
         fitted,
         weights=[factor * weight for weight in fitted.weights],
         bias=factor * fitted.bias + scaled.bias,
     )
+
+
+def even_odds(items: Sequence, happens: Sequence[bool]) -> list:
+    """The items with the rarer kind repeated until both kinds are about as many."""
+    kinds: tuple[list, list] = ([], [])
+    for item, is_so in zip(items, happens, strict=True):
+        kinds[is_so].append(item)
+    most = max(map(len, kinds))
+    return [item for kind in kinds if kind for item in kind * round(most / len(kind))]
 
 
 def row(name: str, films, truth, spans, found) -> dict:
@@ -237,7 +248,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("out/benchmark"), help="films, features, results")
     add("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="run folder to judge")
     add("--films", type=int, default=6, help="test films")
-    add("--val_films", type=int, default=3, help="validation films")
+    add("--val_films", type=int, default=6, help="validation films")
     add("--minutes", type=float, default=60.0, help="length of a film")
     add("--present", type=int, default=30, help="sentences per film that happen")
     add("--absent", type=int, default=10, help="sentences per film that never happen")

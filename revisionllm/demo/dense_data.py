@@ -16,6 +16,7 @@ import numpy as np
 from revisionllm.data.conversations import encode_answer, prompt_pieces, question_text
 from revisionllm.demo.captions import frame_caption
 from revisionllm.demo.language import (
+    Description,
     FactIndex,
     Query,
     absent_query,
@@ -25,7 +26,7 @@ from revisionllm.demo.language import (
     is_well_formed,
     phrase,
 )
-from revisionllm.demo.world import FILM_FPS, FilmPlan, plan_film
+from revisionllm.demo.world import FILM_FPS, FilmPlan, plan_film, pose_of
 from revisionllm.grounding.answers import NOT_PRESENT, format_span
 from revisionllm.grounding.windows import span_to_labels
 
@@ -42,12 +43,14 @@ SPAN_QUESTION = "From {first:02d} to {last:02d} we see"
 @dataclass(frozen=True)
 class Question:
     """One question of a window. `span` is (first, last) frame, None for "Not Present" and captions;
-    `grounds` tells grounding questions from captioning ones."""
+    `grounds` tells grounding questions from captioning ones; `shown` are the frames in which
+    whom it asks about can be seen where it says, whatever they do there."""
 
     text: str
     answer: str
     span: tuple[int, int] | None
     grounds: bool
+    shown: tuple[int, ...] = ()
 
 
 @dataclass
@@ -78,9 +81,35 @@ def _share_inside(start_s: float, end_s: float, window_s: tuple[float, float]) -
     return (min(end_s, window_s[1]) - max(start_s, window_s[0])) / (end_s - start_s)
 
 
-def _grounding(query: Query, span: tuple[int, int] | None) -> Question:
+def _grounding(query: Query, span: tuple[int, int] | None, cast: list[tuple]) -> Question:
     answer = NOT_PRESENT if span is None else format_span(*span)
-    return Question(question_text(query.sentence, "frames"), answer, span, True)
+    shown = tuple(frame for frame, seen in enumerate(cast) if shows(seen, query.description))
+    return Question(question_text(query.sentence, "frames"), answer, span, True, shown)
+
+
+def seen_in(film: TrainingFilm, start_s: float) -> list[tuple[str, list]]:
+    """Place and visible actors of each frame of the window that starts at `start_s`."""
+    seen = []
+    for frame in range(FRAMES_PER_WINDOW):
+        time_s = start_s + (frame + 0.5) * FRAME_S
+        shot = film.plan.shot_at(time_s)
+        poses = (pose_of(shot, number, time_s) for number in range(len(shot.actors)))
+        visible = [
+            actor
+            for actor, pose in zip(shot.actors, poses, strict=True)
+            if pose.visible and -0.04 < pose.x < 1.04
+        ]
+        seen.append((shot.place, visible))
+    return seen
+
+
+def shows(seen: tuple[str, list], description: Description) -> bool:
+    """Whether a frame shows the description's actor, in its place if it names one."""
+    place, actors = seen
+    if description.place not in (None, place):
+        return False
+    size, colour, shape = description.actor
+    return any(a.colour == colour and a.shape == shape and size in (None, a.size) for a in actors)
 
 
 class WindowSampler:
@@ -102,13 +131,14 @@ class WindowSampler:
         start_s = film.window_start_s(first)
         window_s = (start_s, start_s + WINDOW_S)
         wanted = self.questions_per_window - self.captions
+        cast = seen_in(film, start_s)
         questions = [self._caption(film, start_s, rng) for _ in range(self.captions)]
-        questions += self._present(film, window_s, wanted // 2, rng)
+        questions += self._present(film, window_s, wanted // 2, cast, rng)
         while len(questions) < self.questions_per_window:
-            questions.append(self._negative(film, window_s, rng))
+            questions.append(self._negative(film, window_s, cast, rng))
         return [questions[i] for i in rng.permutation(len(questions))]
 
-    def _present(self, film, window_s, count, rng) -> list[Question]:
+    def _present(self, film, window_s, count, cast, rng) -> list[Question]:
         facts = [f for f in film.plan.facts if _overlaps(f.start_s, f.end_s, window_s)]
         chosen: list[Question] = []
         for position in rng.permutation(len(facts)):
@@ -126,20 +156,20 @@ class WindowSampler:
                     window_s=WINDOW_S,
                     frames_per_window=FRAMES_PER_WINDOW,
                 )
-                chosen.append(_grounding(query, span))
+                chosen.append(_grounding(query, span, cast))
         return chosen
 
-    def _negative(self, film: TrainingFilm, window_s, rng) -> Question:
+    def _negative(self, film: TrainingFilm, window_s, cast, rng) -> Question:
         kind = rng.random()
         while True:
-            if kind < 0.45:
+            if kind < 0.6:
                 query = self._near_miss(film, window_s, rng)
-            elif kind < 0.9:
+            elif kind < 0.93:
                 query = self._from_elsewhere(film, window_s, rng)
             else:
                 query = absent_query(film.index, rng, self.split)
             if query:
-                return _grounding(query, None)
+                return _grounding(query, None, cast)
             kind = rng.random()
 
     def _near_miss(self, film, window_s, rng) -> Query | None:
@@ -150,7 +180,7 @@ class WindowSampler:
         true_one = describe(film.index, facts[int(rng.integers(len(facts)))], rng)
         if true_one is None:
             return None
-        names = ("action", "action", "direction", "colour", "shape", "place", "size")
+        names = ("action", "action", "direction", "colour", "shape", "shape", "place", "size")
         wrong = change_one(true_one, names[int(rng.integers(len(names)))], rng)
         shown = {fact.event_id for fact in facts}
         if not is_well_formed(wrong) or film.index.events(wrong) & shown:
@@ -199,7 +229,7 @@ class PackedBatch:
 
     ids, positions, owners, visible: [B, N]; labels [B, N] (ignore index where not supervised); ask
     [B, Q]: packed index of each question's last prompt token, spans [B, Q, 2] (-1: not present),
-    grounds [B, Q].
+    grounds [B, Q], shown bool [B, Q, F].
     """
 
     features: object
@@ -211,6 +241,7 @@ class PackedBatch:
     ask: object
     spans: object
     grounds: object
+    shown: object
 
 
 class Packer:
@@ -264,6 +295,10 @@ class Packer:
         def padded(name: str, value: int):
             return torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
 
+        shown = np.zeros((len(windows), len(windows[0][1]), FRAMES_PER_WINDOW), bool)
+        for row, (_, questions) in enumerate(windows):
+            for number, question in enumerate(questions):
+                shown[row, number, list(question.shown)] = True
         spans = [[q.span or (-1, -1) for q in questions] for _, questions in windows]
         return PackedBatch(
             features=torch.from_numpy(np.stack([w for w, _ in windows]).astype(np.float32)),
@@ -275,6 +310,7 @@ class Packer:
             ask=torch.tensor([row["ask"] for row in rows]),
             spans=torch.tensor(spans),
             grounds=torch.tensor([[q.grounds for q in questions] for _, questions in windows]),
+            shown=torch.from_numpy(shown),
         )
 
 

@@ -1,7 +1,8 @@
 """What the demo's dense LLM is asked for in training: the losses of one packed forward pass.
 
-Beside the answers: presence, which would drown among their tokens; a pointer half-way up the LLM;
-and, for the digits of frame numbers, where to look and what to write.
+Beside the answers: presence, which would drown among their tokens; pointers half-way up the LLM, to
+the frames that show whom a question is about and to those of the event; and, for the digits of
+frame numbers, where to look and what to write.
 """
 
 from __future__ import annotations
@@ -23,19 +24,26 @@ DIGIT_OFFSETS = ((2, 3), (6, 7))
 
 
 class Pointer(nn.Module):
-    """Training only: which frames is a question about? Scores first, last and inside per frame."""
+    """Training only: which frames is a question about?
+
+    Scores first, last and inside per frame, and shown: that the frame has whom it is about.
+    """
+
+    HEADS = 4
 
     def __init__(self, hidden_size: int, head_dim: int = 64) -> None:
         super().__init__()
-        self.ask = nn.Linear(hidden_size, 3 * head_dim)
-        self.frame = nn.Linear(hidden_size, 3 * head_dim)
-        self.bias = nn.Parameter(torch.tensor(-2.0))
+        self.ask = nn.Linear(hidden_size, self.HEADS * head_dim)
+        self.frame = nn.Linear(hidden_size, self.HEADS * head_dim)
+        self.bias = nn.Parameter(torch.tensor(-2.0))  # most frames are neither inside nor shown
+        self.register_buffer("is_binary", torch.tensor([0.0, 0, 1, 1])[:, None, None], False)
 
     def forward(self, asks_BQH: Tensor, frames_BFH: Tensor) -> Tensor:
-        """Scores [B, 3, Q, F]."""
-        asks = self.ask(asks_BQH).unflatten(-1, (3, -1)).transpose(1, 2)
-        frames = self.frame(frames_BFH).unflatten(-1, (3, -1)).transpose(1, 2)
-        return asks @ frames.transpose(-1, -2) / math.sqrt(asks.shape[-1])
+        """Scores [B, 4, Q, F]."""
+        asks = self.ask(asks_BQH).unflatten(-1, (self.HEADS, -1)).transpose(1, 2)
+        frames = self.frame(frames_BFH).unflatten(-1, (self.HEADS, -1)).transpose(1, 2)
+        scores = asks @ frames.transpose(-1, -2) / math.sqrt(asks.shape[-1])
+        return scores + self.bias * self.is_binary
 
     def digit_loss(self, packed_BNH: Tensor, frames_BFH: Tensor, batch: PackedBatch) -> Tensor:
         """Cross-entropy of the frame that each digit of an answer is about.
@@ -46,12 +54,12 @@ class Pointer(nn.Module):
         row, question = (batch.spans[..., 0] >= 0).nonzero(as_tuple=True)
         if not len(row):
             return packed_BNH.sum() * 0
-        frames = self.frame(frames_BFH).unflatten(-1, (3, -1))
+        frames = self.frame(frames_BFH).unflatten(-1, (self.HEADS, -1))
         losses = []
         for end, offsets in enumerate(DIGIT_OFFSETS):
             for offset in offsets:
                 tokens = packed_BNH[row, batch.ask[row, question] + offset]
-                asks = self.ask(tokens).unflatten(-1, (3, -1))[:, end]
+                asks = self.ask(tokens).unflatten(-1, (self.HEADS, -1))[:, end]
                 scores = torch.einsum("nd,nfd->nf", asks, frames[row, :, end])
                 target = batch.spans[row, question, end]
                 losses.append(
@@ -59,9 +67,10 @@ class Pointer(nn.Module):
                 )
         return torch.stack(losses).mean()
 
-    def loss(self, scores: Tensor, spans: Tensor, grounds: Tensor) -> Tensor:
-        """Cross-entropy of first and last frame, binary cross-entropy of being inside."""
-        first, last, inside = scores.float().unbind(1)
+    def loss(self, scores: Tensor, batch: PackedBatch) -> Tensor:
+        """Cross-entropy of first and last frame, binary cross-entropy of inside and of shown."""
+        first, last, inside, shown = scores.float().unbind(1)
+        spans, grounds = batch.spans, batch.grounds
         present = spans[..., 0] >= 0
         if not present.any():
             return scores.sum() * 0
@@ -70,9 +79,12 @@ class Pointer(nn.Module):
         frame = torch.arange(scores.shape[-1])
         target = (frame >= spans[..., :1]) & (frame <= spans[..., 1:]) & present[..., None]
         cover = functional.binary_cross_entropy_with_logits(
-            inside[grounds] + self.bias, target[grounds].float()
+            inside[grounds], target[grounds].float()
         )
-        return ends / 2 + 4 * cover
+        seen = functional.binary_cross_entropy_with_logits(
+            shown[grounds], batch.shown[grounds].float()
+        )
+        return ends / 2 + 4 * cover + 8 * seen
 
 
 @dataclass
@@ -114,7 +126,7 @@ def forward(
     first_frame = len(packer.before)
     asks = middle[:, prefix:].gather(1, batch.ask[..., None].expand(-1, -1, middle.shape[-1]))
     scores = pointer(asks, middle[:, first_frame : first_frame + FRAMES_PER_WINDOW])
-    pointer_loss = pointer.loss(scores, batch.spans, batch.grounds)
+    pointer_loss = pointer.loss(scores, batch)
     hits = count_hits(batch, wanted, logits.argmax(-1), labels, scores)
     decision_loss = decision(model, packed, batch)
     frames = middle[:, first_frame : first_frame + FRAMES_PER_WINDOW]
@@ -192,7 +204,10 @@ def count_hits(batch, wanted, best, labels, scores) -> dict[str, tuple[int, int]
     later = wanted & owner_present
     caption = wanted & ~batch.grounds.gather(1, batch.owners.clamp(min=0)) & (batch.owners >= 0)
     near = (scores[:, 0].argmax(-1) - batch.spans[..., 0]).abs() <= 1
+    shown, said = scores[:, 3][batch.grounds], batch.shown[batch.grounds]
     return {
+        "shown": (int((shown[said] > 0).sum()), int(said.sum())),
+        "not_shown": (int((shown[~said] <= 0).sum()), int((~said).sum())),
         "present": (int(first[present].sum()), int(present.sum())),
         "absent": (int(first[absent].sum()), int(absent.sum())),
         "span_tokens": (int(correct[later].sum()), int(later.sum())),

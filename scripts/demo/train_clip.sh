@@ -1,5 +1,5 @@
 #!/bin/sh
-# The demo's CLIP, trained from nothing on rendered frames and captions: about 20 minutes on 2 cores.
+# The demo's CLIP, trained from nothing on rendered frames and captions: about 35 minutes on 2 cores; resumes.
 # Writes checkpoints/demo/clip. Arguments go to revisionllm/demo/train_clip.py.
 . "$(dirname -- "$0")/../common.sh"
 use_environment run

@@ -19,9 +19,9 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
 
 from revisionllm.errors import UserError, run_entry_point
 from revisionllm.files import write_json, write_text
+from revisionllm.grounder import DEFAULT_CHECKPOINT
 
 TABLES = ("ingredients", "length", "order", "confidence", "sampling", "errors")
-DEFAULT_CHECKPOINT = Path("checkpoints/demo/dense")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -49,7 +49,6 @@ def shuffled(parts: dict) -> np.ndarray:
 
 
 ENTROPY = Score(lambda parts: np.exp(-parts["entropy"]))
-COSINE = Score(lambda parts: (1 + parts["cosine"]) / 2)
 UNRANKED = Score(shuffled)
 
 
@@ -121,7 +120,7 @@ class Setting:
 
     @cached_property
     def calibration(self):
-        """Fitted on validation films of an hour, exhaustive search."""
+        """Fitted on validation films, exhaustive search."""
         predictions, _ = self.search(
             self.films(self.minutes, split="val"), self.windows, calibration=None
         )
@@ -153,7 +152,10 @@ class Setting:
 
     def line(self, name: str, films, levels, **options) -> dict:
         """A row of a table."""
-        predictions, names = self.search(films, levels, **options)
+        return self.row_of(name, films, *self.search(films, levels, **options))
+
+    def row_of(self, name: str, films, predictions, names) -> dict:
+        """A row of a table, from what `search` gave."""
         found = [p.found for p in predictions]
         truth = [p.gt[0] if p.gt else None for p in predictions]
         line = row(name, names, truth, moment_spans(predictions), found)
@@ -280,8 +282,8 @@ def confidence(setting: Setting) -> Rows:
     predictions, _ = setting.search(val, windows, calibration=None)
     for name, parts in kinds.items():
         fitted = fit_calibration(predictions, parts)
-        line = setting.line(name, films, windows, calibration=fitted)
-        judged, _ = setting.search(films, windows, calibration=fitted)
+        judged, names = setting.search(films, windows, calibration=fitted)
+        line = setting.row_of(name, films, judged, names)
         line["ece"] = found_ece(judged)
         line |= absent_scores(judged)
         rows.append(line)

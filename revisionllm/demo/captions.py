@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from revisionllm.demo.language import WORDS, noun_phrase
-from revisionllm.demo.world import RADIUS_PX, Shot, pose_of
+from revisionllm.demo.world import RADIUS_PX, Pose, Shot, pose_of
 
 X_WORDS = ("at the far left", "on the left", "in the middle", "on the right", "at the far right")
 X_EDGES = (0.08, 0.34, 0.66, 0.92)
@@ -21,6 +21,11 @@ SIZE_WORDS = ("tiny", "small", "big", "huge")
 MAX_NAMED = 2  # a caption names at most two things, which keeps it short and still true
 
 
+def on_screen(pose: Pose) -> bool:
+    """Whether an actor counts as seen: not blinked away, and at least half of it in the picture."""
+    return pose.visible and -0.04 < pose.x < 1.04
+
+
 def visible_things(shot: Shot, time_s: float) -> list[tuple]:
     """What a frame shows: a tuple (size word, colour, shape, x, y, turn word index) per actor.
 
@@ -29,7 +34,7 @@ def visible_things(shot: Shot, time_s: float) -> list[tuple]:
     things = []
     for number, actor in enumerate(shot.actors):
         pose = pose_of(shot, number, time_s)
-        if not pose.visible or not -0.04 < pose.x < 1.04:
+        if not on_screen(pose):
             continue
         size = int(np.searchsorted(SIZE_EDGES_PX, RADIUS_PX[actor.size] * pose.scale))
         x, y = int(np.searchsorted(X_EDGES, pose.x)), int(np.searchsorted(Y_EDGES, pose.y))

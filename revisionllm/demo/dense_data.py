@@ -8,13 +8,14 @@ mean.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
 from revisionllm.data.conversations import encode_answer, prompt_pieces, question_text
-from revisionllm.demo.captions import frame_caption
+from revisionllm.demo.captions import frame_caption, on_screen
+from revisionllm.demo.dense_readout import said, shown_table
 from revisionllm.demo.language import (
     Description,
     FactIndex,
@@ -27,7 +28,7 @@ from revisionllm.demo.language import (
     phrase,
 )
 from revisionllm.demo.world import FILM_FPS, FilmPlan, plan_film, pose_of
-from revisionllm.grounding.answers import NOT_PRESENT, format_span
+from revisionllm.grounding.answers import NOT_PRESENT, format_segments, format_span
 from revisionllm.grounding.windows import span_to_labels
 
 WINDOW_S = 60.0
@@ -43,14 +44,17 @@ SPAN_QUESTION = "From {first:02d} to {last:02d} we see"
 @dataclass(frozen=True)
 class Question:
     """One question of a window. `span` is (first, last) frame, None for "Not Present" and captions;
-    `grounds` tells grounding questions from captioning ones; `shown` are the frames in which
-    whom it asks about can be seen where it says, whatever they do there."""
+    `grounds` tells the dense stage's questions from all others; `shown` are the frames in which
+    whom it asks about can be seen where it says, whatever they do there; `description` is what it
+    says, None for captions; `sentence` is that in words."""
 
     text: str
     answer: str
     span: tuple[int, int] | None
     grounds: bool
     shown: tuple[int, ...] = ()
+    description: Description | None = None
+    sentence: str = ""
 
 
 @dataclass
@@ -84,7 +88,21 @@ def _share_inside(start_s: float, end_s: float, window_s: tuple[float, float]) -
 def _grounding(query: Query, span: tuple[int, int] | None, cast: list[tuple]) -> Question:
     answer = NOT_PRESENT if span is None else format_span(*span)
     shown = tuple(frame for frame, seen in enumerate(cast) if shows(seen, query.description))
-    return Question(question_text(query.sentence, "frames"), answer, span, True, shown)
+    text = question_text(query.sentence, "frames")
+    return Question(text, answer, span, True, shown, query.description, query.sentence)
+
+
+def in_other_words(question: Question, style: str) -> Question:
+    """A grounding question as the other stages ask and answer it: the base LLM knows them all.
+
+    A frame stands for the "video" (segment) of the long stage.
+    """
+    if style == "yes_no":
+        answer = "no" if question.span is None else "yes"
+    else:
+        answer = NOT_PRESENT if question.span is None else format_segments(*question.span)
+    text = question_text(question.sentence, style)
+    return replace(question, text=text, answer=answer, span=None, grounds=False)
 
 
 def seen_in(film: TrainingFilm, start_s: float) -> list[tuple[str, list]]:
@@ -94,11 +112,7 @@ def seen_in(film: TrainingFilm, start_s: float) -> list[tuple[str, list]]:
         time_s = start_s + (frame + 0.5) * FRAME_S
         shot = film.plan.shot_at(time_s)
         poses = (pose_of(shot, number, time_s) for number in range(len(shot.actors)))
-        visible = [
-            actor
-            for actor, pose in zip(shot.actors, poses, strict=True)
-            if pose.visible and -0.04 < pose.x < 1.04
-        ]
+        visible = [actor for actor, pose in zip(shot.actors, poses, strict=True) if on_screen(pose)]
         seen.append((shot.place, visible))
     return seen
 
@@ -119,15 +133,23 @@ class WindowSampler:
         questions_per_window: in all; a third to a half of them are present.
         captions: how many of them are captioning questions.
         split: wording ("train" never uses test phrases).
+        other_stages: share of the others that are asked as in the sparse and long stages, 0..1.
     """
 
-    def __init__(self, questions_per_window: int, captions: int, split: str = "train") -> None:
+    def __init__(
+        self,
+        questions_per_window: int,
+        captions: int,
+        split: str = "train",
+        other_stages: float = 0.0,
+    ) -> None:
         self.questions_per_window = questions_per_window
+        self.other_stages = other_stages
         self.captions = captions
         self.split = split
 
-    def questions(self, film: TrainingFilm, first: int, rng: np.random.Generator) -> list[Question]:
-        """Questions about the window that starts at feature number `first`."""
+    def window(self, film: TrainingFilm, first: int, rng: np.random.Generator) -> Window:
+        """The window that starts at feature number `first`, with its questions."""
         start_s = film.window_start_s(first)
         window_s = (start_s, start_s + WINDOW_S)
         wanted = self.questions_per_window - self.captions
@@ -136,7 +158,17 @@ class WindowSampler:
         questions += self._present(film, window_s, wanted // 2, cast, rng)
         while len(questions) < self.questions_per_window:
             questions.append(self._negative(film, window_s, cast, rng))
-        return [questions[i] for i in rng.permutation(len(questions))]
+        for number, question in enumerate(questions):
+            if question.grounds and rng.random() < self.other_stages:
+                style = ("yes_no", "video")[int(rng.integers(2))]
+                questions[number] = in_other_words(question, style)
+        near = [f for f in film.plan.facts if _overlaps(f.start_s, f.end_s, window_s)]
+        times_s = start_s + (np.arange(FRAMES_PER_WINDOW) + 0.5) * FRAME_S
+        return Window(
+            film.features[first : first + FRAMES_PER_WINDOW],
+            [questions[i] for i in rng.permutation(len(questions))],
+            shown_table(cast, near, times_s),
+        )
 
     def _present(self, film, window_s, count, cast, rng) -> list[Question]:
         facts = [f for f in film.plan.facts if _overlaps(f.start_s, f.end_s, window_s)]
@@ -223,13 +255,23 @@ class WindowSampler:
         return Question(CAPTION_QUESTION.format(frame=frame), caption, None, False)
 
 
+@dataclass(frozen=True)
+class Window:
+    """A window's features [F, D], its questions, and what its frames show (`shown_table`)."""
+
+    features: np.ndarray
+    questions: list[Question]
+    table: np.ndarray
+
+
 @dataclass
 class PackedBatch:
     """Windows with their packed questions (torch tensors; see `engine.packing`).
 
     ids, positions, owners, visible: [B, N]; labels [B, N] (ignore index where not supervised); ask
     [B, Q]: packed index of each question's last prompt token, spans [B, Q, 2] (-1: not present),
-    grounds [B, Q], shown bool [B, Q, F].
+    grounds [B, Q], shown bool [B, Q, F]; said [B, Q, S] and table bool [B, F, C, N] of
+    `dense_readout`.
     """
 
     features: object
@@ -242,6 +284,8 @@ class PackedBatch:
     spans: object
     grounds: object
     shown: object
+    said: object
+    table: object
 
 
 class Packer:
@@ -285,23 +329,24 @@ class Packer:
             row["visible"] += [start] * len(tokens)
         return row
 
-    def batch(self, windows: list[tuple[np.ndarray, list[Question]]]) -> PackedBatch:
-        """Pack windows of features [F, D] and their questions; all have the same number of them."""
+    def batch(self, windows: list[Window]) -> PackedBatch:
+        """Pack windows, which all have the same number of questions."""
         import torch
 
-        rows = [self.row(questions) for _, questions in windows]
+        asked = [window.questions for window in windows]
+        rows = [self.row(questions) for questions in asked]
         width = max(len(row["ids"]) for row in rows)
 
         def padded(name: str, value: int):
             return torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
 
-        shown = np.zeros((len(windows), len(windows[0][1]), FRAMES_PER_WINDOW), bool)
-        for row, (_, questions) in enumerate(windows):
+        shown = np.zeros((len(windows), len(asked[0]), FRAMES_PER_WINDOW), bool)
+        for row, questions in enumerate(asked):
             for number, question in enumerate(questions):
                 shown[row, number, list(question.shown)] = True
-        spans = [[q.span or (-1, -1) for q in questions] for _, questions in windows]
+        spans = [[q.span or (-1, -1) for q in questions] for questions in asked]
         return PackedBatch(
-            features=torch.from_numpy(np.stack([w for w, _ in windows]).astype(np.float32)),
+            features=torch.from_numpy(np.stack([w.features for w in windows]).astype(np.float32)),
             ids=padded("ids", 0),
             owners=padded("owners", -1),
             positions=padded("positions", 0),
@@ -309,8 +354,10 @@ class Packer:
             labels=padded("labels", -100),
             ask=torch.tensor([row["ask"] for row in rows]),
             spans=torch.tensor(spans),
-            grounds=torch.tensor([[q.grounds for q in questions] for _, questions in windows]),
+            grounds=torch.tensor([[q.grounds for q in questions] for questions in asked]),
             shown=torch.from_numpy(shown),
+            said=torch.tensor([[said(q.description) for q in questions] for questions in asked]),
+            table=torch.from_numpy(np.stack([w.table for w in windows])),
         )
 
 

@@ -16,7 +16,9 @@ from torch.nn import functional
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from revisionllm.demo.dense_data import FRAMES_PER_WINDOW, PackedBatch, Packer
-from revisionllm.engine.packing import additive_mask, packed_mask
+from revisionllm.demo.dense_readout import Readout
+from revisionllm.engine.attention import packed_forward
+from revisionllm.engine.packing import packed_mask
 
 # Behind the last prompt token come From, a space piece, two digits, to, a space piece, two digits:
 # offsets of the tokens that predict the digits of the first and of the last frame.
@@ -35,6 +37,7 @@ class Pointer(nn.Module):
         super().__init__()
         self.ask = nn.Linear(hidden_size, self.HEADS * head_dim)
         self.frame = nn.Linear(hidden_size, self.HEADS * head_dim)
+        self.readout = Readout(hidden_size)
         self.bias = nn.Parameter(torch.tensor(-2.0))  # most frames are neither inside nor shown
         self.register_buffer("is_binary", torch.tensor([0.0, 0, 1, 1])[:, None, None], False)
 
@@ -110,9 +113,12 @@ def forward(
     prefix = packer.prefix_length
     allowed = packed_mask(batch.owners, prefix, batch.visible)
     positions = torch.cat([torch.arange(prefix).expand(windows, -1), batch.positions], 1)
-    result = model.llm.model(
+    result = packed_forward(
+        model.llm,
+        batch.owners,
+        prefix,
+        batch.visible,
         inputs_embeds=embeds,
-        attention_mask=additive_mask(allowed, embeds.dtype),
         position_ids=positions,
         use_cache=False,
         output_hidden_states=True,
@@ -130,10 +136,18 @@ def forward(
     hits = count_hits(batch, wanted, logits.argmax(-1), labels, scores)
     decision_loss = decision(model, packed, batch)
     frames = middle[:, first_frame : first_frame + FRAMES_PER_WINDOW]
+    readout_loss, read = pointer.readout.loss(frames, asks, batch.table, batch.said)
+    hits |= read
     digit_loss = pointer.digit_loss(middle[:, prefix:], frames, batch)
     copy_loss = copy_head_loss(model, middle, allowed, positions, batch, packer, pointer_layer)
     total = answer_loss + 0.5 * decision_loss + 0.3 * pointer_loss
-    total = total + 0.3 * digit_loss + 0.3 * copy_loss + written_digits(model, packed, batch)
+    total = (
+        total
+        + 0.3 * digit_loss
+        + 0.3 * copy_loss
+        + 0.2 * readout_loss
+        + written_digits(model, packed, batch)
+    )
     return Output(total, answer_loss, pointer_loss, hits)
 
 
@@ -182,12 +196,12 @@ def written_digits(model, packed: Tensor, batch: PackedBatch) -> Tensor:
 
 
 def decision(model, packed: Tensor, batch: PackedBatch) -> Tensor:
-    """Cross-entropy of the first answer token of grounding questions, "From" or "Not".
+    """Cross-entropy of the first answer token about events: "From" or "Not", "yes" or "no".
 
     Most tokens of an answer follow from the grammar; the one that decides presence would drown in
     the mean over all of them.
     """
-    row, question = batch.grounds.nonzero(as_tuple=True)
+    row, question = (batch.said[..., 0] >= 0).nonzero(as_tuple=True)
     column = batch.ask[row, question]
     logits = model.llm.lm_head(packed[row, column]).float()
     return functional.cross_entropy(logits, batch.labels[row, column])
@@ -202,7 +216,9 @@ def count_hits(batch, wanted, best, labels, scores) -> dict[str, tuple[int, int]
     absent = batch.grounds & (batch.spans[..., 0] < 0)
     owner_present = present.gather(1, batch.owners.clamp(min=0)) & (batch.owners >= 0)
     later = wanted & owner_present
-    caption = wanted & ~batch.grounds.gather(1, batch.owners.clamp(min=0)) & (batch.owners >= 0)
+    captions = batch.said[..., 0] < 0
+    caption = wanted & captions.gather(1, batch.owners.clamp(min=0)) & (batch.owners >= 0)
+    otherwise = ~captions & ~batch.grounds
     near = (scores[:, 0].argmax(-1) - batch.spans[..., 0]).abs() <= 1
     shown, said = scores[:, 3][batch.grounds], batch.shown[batch.grounds]
     return {
@@ -210,6 +226,7 @@ def count_hits(batch, wanted, best, labels, scores) -> dict[str, tuple[int, int]
         "not_shown": (int((shown[~said] <= 0).sum()), int((~said).sum())),
         "present": (int(first[present].sum()), int(present.sum())),
         "absent": (int(first[absent].sum()), int(absent.sum())),
+        "other_stages": (int(first[otherwise].sum()), int(otherwise.sum())),
         "span_tokens": (int(correct[later].sum()), int(later.sum())),
         "caption_tokens": (int(correct[caption].sum()), int(caption.sum())),
         "pointer": (int(near[present].sum()), int(present.sum())),

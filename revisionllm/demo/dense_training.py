@@ -31,7 +31,6 @@ from revisionllm.demo.dense_data import (
     WINDOW_S,
     PackedBatch,
     Packer,
-    Question,
     TrainingFilm,
     WindowSampler,
     random_window,
@@ -41,7 +40,6 @@ from revisionllm.demo.film_features import training_films
 from revisionllm.files import replacing, write_json
 
 log = logging.getLogger("train_dense")
-FILM_S = 3600.0
 
 
 @dataclass
@@ -54,6 +52,7 @@ class Sizes:
     intermediate_size: int = 512
     vocab_size: int = 700
     max_positions: int = 512
+    temporal_layers: int = 4
 
 
 def build_model(args: argparse.Namespace, out: Path):
@@ -91,7 +90,7 @@ def build_model(args: argparse.Namespace, out: Path):
             hidden_size=sizes.hidden_size,
             options={
                 "input_norm": True,
-                "temporal_layers": 2,
+                "temporal_layers": sizes.temporal_layers,
                 "temporal_kernel": 5,
                 "digit_position_frames": FRAMES_PER_WINDOW,
             },
@@ -132,7 +131,12 @@ def warm_start(model, folder: Path, films: list[TrainingFilm]) -> None:
     earlier = load_model(folder / "dense", device="cpu", dtype="float32")
     model.llm.load_state_dict(earlier.llm.state_dict())
     old, new = earlier.projector, model.projector
-    new.temporal.load_state_dict(old.temporal.state_dict())
+    for number, mixer in enumerate(new.temporal):
+        if number < len(old.temporal):
+            mixer.load_state_dict(old.temporal[number].state_dict())
+        else:  # one more than the earlier adapter had: nothing changes at first
+            nn.init.zeros_(mixer.pointwise.weight)
+            nn.init.zeros_(mixer.pointwise.bias)
     new.position.load_state_dict(old.position.state_dict())
     clip = load_clip(str(folder / "clip"))
     inputs, tokens = [], []
@@ -177,11 +181,7 @@ def write_tokenizer(folder: Path, vocab_size: int, seed: int) -> None:
 
 def make_batch(films, sampler: WindowSampler, packer: Packer, windows: int, rng) -> PackedBatch:
     """Draw `windows` random windows with their questions."""
-    drawn: list[tuple[np.ndarray, list[Question]]] = []
-    for _ in range(windows):
-        film, first = random_window(films, rng)
-        questions = sampler.questions(film, first, rng)
-        drawn.append((film.features[first : first + FRAMES_PER_WINDOW], questions))
+    drawn = [sampler.window(*random_window(films, rng), rng) for _ in range(windows)]
     return packer.batch(drawn)
 
 
@@ -237,8 +237,9 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
 def train(args: argparse.Namespace) -> None:
     """Train, resuming from args.out/dense_state.pt if it is there, and write base/ and dense/."""
     torch.manual_seed(args.seed)
-    films = training_films(args.films, FILM_S, "train", args.clip, args.cache, args.workers)
-    val_films = training_films(4, FILM_S, "val", args.clip, args.cache, args.workers)
+    film_s = args.film_minutes * 60
+    films = training_films(args.films, film_s, "train", args.clip, args.cache, args.workers)
+    val_films = training_films(args.val_films, film_s, "val", args.clip, args.cache, args.workers)
     model = build_model(args, args.out)
     packer = Packer(model.tokenizer)
     pointer = Pointer(Sizes().hidden_size)
@@ -264,7 +265,7 @@ def train(args: argparse.Namespace) -> None:
     for step in range(first_step, args.steps):
         rng = np.random.default_rng([args.seed, 101, step])
         captions = args.early_captions if step < args.caption_steps else args.captions
-        sampler = WindowSampler(args.questions, captions)
+        sampler = WindowSampler(args.questions, captions, other_stages=args.other_stages)
         batch = make_batch(films, sampler, packer, args.windows, rng)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
             output = forward(model, pointer, batch, packer, args.pointer_layer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -51,10 +51,15 @@ def _make_one(job: tuple[int, float, str, str, str]) -> str:
     return path
 
 
-def training_films(
-    num_films: int, duration_s: float, split: str, clip_folder: Path, cache: Path, workers: int = 2
-) -> list[TrainingFilm]:
-    """Films with features, computing those that the cache folder does not hold yet.
+def cached_features(
+    seeds: Sequence[int],
+    duration_s: float,
+    split: str,
+    clip_folder: Path,
+    cache: Path,
+    workers: int = 2,
+) -> list[Path]:
+    """Files with the `film_features` of each seed; those that the cache folder lacks are computed.
 
     The cache is named after the CLIP's fingerprint, so that another CLIP never meets its features.
     """
@@ -64,10 +69,10 @@ def training_films(
 
     folder = cache / f"{load_clip(str(clip_folder)).fingerprint()}-{duration_s:g}s-{split}"
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{seed:05d}.npy" for seed in range(num_films)]
+    paths = [folder / f"{seed:05d}.npy" for seed in seeds]
     jobs = [
         (seed, duration_s, split, str(clip_folder), str(path))
-        for seed, path in enumerate(paths)
+        for seed, path in zip(seeds, paths, strict=True)
         if not path.exists()
     ]
     if jobs:
@@ -75,6 +80,14 @@ def training_films(
             list(
                 tqdm(pool.map(_make_one, jobs), total=len(jobs), desc=f"features of {split} films")
             )
+    return paths
+
+
+def training_films(
+    num_films: int, duration_s: float, split: str, clip_folder: Path, cache: Path, workers: int = 2
+) -> list[TrainingFilm]:
+    """Films number 0 to num_films - 1 with their features (`cached_features`)."""
+    paths = cached_features(range(num_films), duration_s, split, clip_folder, cache, workers)
     return [
         load_film(seed, duration_s, split, np.load(path, allow_pickle=False))
         for seed, path in enumerate(paths)

@@ -1,22 +1,21 @@
-"""Writes what the training stages need of the demo world: annotations, features, a start.
+"""Writes what the training stages need of the demo world: annotations and features.
 
     python revisionllm/demo/training_files.py --films 30
-    python revisionllm/demo/training_files.py --films 3 --minutes 8 --tiny_base
 
-The folder gets `annotations.json` (MAD's format), `features/<film>.npy`, `text_features/` (LMDB),
-and with --tiny_base a run `start/` with a random LLaMA: small enough to see all stages train in
-minutes, too small to find anything. What is there already is kept.
+The folder gets `annotations.json` (MAD's format), `features/<film>.npy` (every third frame, the
+ones that windows look at) and `text_features/` (LMDB). What is there already is kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 if __package__ in (None, ""):  # started by path: put the repository on the import path
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -24,17 +23,14 @@ if __package__ in (None, ""):  # started by path: put the repository on the impo
 
 from revisionllm.errors import UserError, run_entry_point
 
-FILM_FPS = 5.0
-TINY = {"hidden_size": 64, "intermediate_size": 128, "layers": 2, "heads": 4, "positions": 1024}
-# Wide: with LLaMA's 0.02 a random model of this width can neither attend nor be sure of anything.
-INITIALIZER_RANGE = 0.2
-
 
 def film_plans(num_films: int, minutes: float) -> list[Any]:
-    """Plans of training films."""
+    """Plans of training films whose features begin with their first frame (`film_features`)."""
+    from revisionllm.demo.dense_data import FEATURE_STEP
     from revisionllm.demo.world import plan_film
 
-    return [plan_film(seed, minutes * 60, "train") for seed in range(num_films)]
+    seeds = range(0, FEATURE_STEP * num_films, FEATURE_STEP)
+    return [plan_film(seed, minutes * 60, "train") for seed in seeds]
 
 
 def annotations(plans: list[Any], per_film: int) -> dict[str, dict]:
@@ -58,58 +54,26 @@ def query_records(records: dict[str, dict], clip: Any) -> Iterator[tuple[str, di
 
 def write_files(args: argparse.Namespace) -> None:
     """Write what is missing in `args.out`."""
-    from tqdm import tqdm
-
     from revisionllm.data.feature_writers import save_npy, write_lmdb
-    from revisionllm.demo.film_features import encode_frames
+    from revisionllm.demo.film_features import cached_features
     from revisionllm.demo.films import write_annotations
-    from revisionllm.demo.render import frames
     from revisionllm.model.clip import load_clip
 
     clip = load_clip(args.clip)
     plans = film_plans(args.films, args.minutes)
     records = annotations(plans, args.sentences)
     (args.out / "features").mkdir(parents=True, exist_ok=True)
-    for plan in tqdm(plans, desc="features of films"):
+    seeds = [plan.seed for plan in plans]
+    computed = cached_features(
+        seeds, args.minutes * 60, "train", args.clip, args.cache, args.workers
+    )
+    for plan, source in zip(plans, computed, strict=True):
         path = args.out / "features" / f"{plan.film_id}.npy"
         if not path.exists():
-            save_npy(path, encode_frames(frames(plan), clip))
+            save_npy(path, np.load(source, allow_pickle=False))
     if not (args.out / "text_features").exists():
         write_lmdb(args.out / "text_features", query_records(records, clip))
     write_annotations(args.out / "annotations.json", records)
-    if args.tiny_base and not (args.out / "start" / "config.json").exists():
-        write_tiny_start(args.out, args.tokenizer, clip)
-
-
-def write_tiny_start(out: Path, tokenizer_folder: Path, clip: Any) -> None:
-    """A run with a random LLaMA and a linear projector: what stage dense starts from."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from revisionllm.model.base import load_tokenizer
-    from revisionllm.model.config import AdapterConfig, RunConfig
-    from revisionllm.model.llama import GroundingModel, build_adapter
-    from revisionllm.model.loading import save_run
-
-    torch.manual_seed(0)
-    tokenizer = load_tokenizer(str(tokenizer_folder))
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=TINY["hidden_size"],
-        intermediate_size=TINY["intermediate_size"],
-        num_hidden_layers=TINY["layers"],
-        num_attention_heads=TINY["heads"],
-        max_position_embeddings=TINY["positions"],
-        initializer_range=INITIALIZER_RANGE,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    llm = LlamaForCausalLM(config)
-    llm.save_pretrained(out / "base")
-    tokenizer.save_pretrained(out / "base")
-    adapter = AdapterConfig(feature_dim=clip.dim, hidden_size=TINY["hidden_size"])
-    run = RunConfig(base=os.path.abspath(out / "base"), adapter=adapter, feature_fps=FILM_FPS)
-    save_run(GroundingModel(llm, build_adapter(adapter), tokenizer, run), out / "start")
 
 
 def is_written(args: argparse.Namespace) -> bool:
@@ -130,8 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--minutes", type=float, default=60.0, help="length of a film (60)")
     add("--sentences", type=int, default=60, help="sentences per film (60)")
     add("--clip", type=Path, default=Path("checkpoints/demo/clip"), help="the demo's CLIP")
-    add("--tiny_base", action="store_true", help="write a random LLaMA to start from")
-    add("--tokenizer", type=Path, default=Path("checkpoints/demo/base"), help="of the tiny base")
+    add("--cache", type=Path, default=Path("out/demo_features"), help="features of training films")
+    add("--workers", type=int, default=2, help="processes that compute film features")
     return parser
 
 

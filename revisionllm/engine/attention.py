@@ -18,11 +18,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
+
+from revisionllm.engine.packing import NO_OWNER, additive_mask, packed_mask
 
 NAME = "revisionllm_packed"
 KeyValues = list[tuple[Tensor, Tensor]]  # per layer
@@ -149,6 +152,72 @@ class QuestionPass:
         return x.index_select(1, self.slots).unflatten(1, (self.num_questions, -1)).transpose(0, 1)
 
 
+class PackedPass:
+    """Rows of `[prefix | packed questions]` in one forward that can be trained through.
+
+    What `packing.packed_mask` with a dense mask computes, without the blocks that it hides: on a
+    CPU most of a packed row's attention. It keeps scores [B, H, N, P + L] per layer for the
+    backward, which long prompts on a GPU cannot afford; there the masked kernels are better.
+
+    Args:
+        owner_BN: number of the question each packed token belongs to; questions stand one behind
+            the other, `packing.NO_OWNER` (at the end of a row) is padding.
+        prefix_length: P.
+        visible_BN: how many prefix tokens each packed token sees.
+    """
+
+    def __init__(self, owner_BN: Tensor, prefix_length: int, visible_BN: Tensor) -> None:
+        self.prefix_length = prefix_length
+        device, padding = owner_BN.device, owner_BN == NO_OWNER
+        starts = torch.ones_like(padding)
+        starts[:, 1:] = owner_BN[:, 1:] != owner_BN[:, :-1]
+        question = (starts & ~padding).flatten().cumsum(0) - 1  # [B * N], over the whole batch
+        question = torch.where(padding.flatten(), -1, question)
+        lengths = torch.bincount(question + 1)[1:]
+        self.shape = (len(lengths), int(lengths.max()))  # A, L
+        first = (starts & ~padding).flatten().nonzero()[:, 0]
+        column = torch.arange(self.shape[1], device=device)
+        is_token = column < lengths[:, None]
+        self.slots = torch.where(is_token, first[:, None] + column, 0).flatten()  # [A * L]
+        token = torch.arange(owner_BN.numel(), device=device)
+        place = question * self.shape[1] + token - first[question]  # slot of each token
+        self.place = torch.where(question < 0, 0, place)  # padding: whatever, nobody looks at it
+        self.later = column > column[:, None]  # [L, L]
+        visible = torch.where(padding, prefix_length, visible_BN)
+        self.seen_by_all = int(visible.min())  # prefix tokens that nobody has to be kept from
+        prefix = torch.arange(self.seen_by_all, prefix_length, device=device)
+        self.unseen = (prefix >= visible[..., None])[:, None]  # [B, 1, N, P - seen by all]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+        """q [B, H, P + N, D], k and v [B, K, P + N, D] to [B, H, P + N, D]."""
+        groups = q.shape[1] // k.shape[1]
+        k, v = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k, v))
+        size = [self.prefix_length, q.shape[2] - self.prefix_length]
+        (q0, q1), (k0, k1), (v0, v1) = (x.split(size, 2) for x in (q, k, v))
+        before = scaled_dot_product_attention(q0, k0, v0, is_causal=True, scale=scaling)
+        q1 = q1 * scaling
+        asks, keys, values = (self._by_question(x) for x in (q1, k1, v1))  # [H, A, L, D]
+        open_part, rest = (q1 @ k0.transpose(-1, -2)).split(
+            [self.seen_by_all, size[0] - self.seen_by_all], -1
+        )
+        over_own = (asks @ keys.transpose(-1, -2)).masked_fill(self.later, -torch.inf)
+        scores = [open_part, rest.masked_fill(self.unseen, -torch.inf), self._by_row(over_own, q1)]
+        weights = torch.cat(scores, -1).softmax(-1, dtype=torch.float32).to(v.dtype)
+        to_prefix, to_own = weights.split([size[0], self.shape[1]], -1)
+        own = self._by_row(self._by_question(to_own) @ values, q1)
+        return torch.cat([before, to_prefix @ v0 + own], 2)
+
+    def _by_question(self, x: Tensor) -> Tensor:
+        """[B, H, N, X] to [H, A, L, X]; what lies behind a question's end repeats a token."""
+        tokens = x.transpose(0, 1).flatten(1, 2)  # [H, B * N, X]
+        return tokens.index_select(1, self.slots).unflatten(1, self.shape)
+
+    def _by_row(self, x: Tensor, like: Tensor) -> Tensor:
+        """[H, A, L, X] to [B, H, N, X]."""
+        tokens = x.flatten(1, 2).index_select(1, self.place)
+        return tokens.unflatten(1, (like.shape[0], like.shape[2])).transpose(0, 1)
+
+
 def _attend(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Softmax without its division: outputs, sums of exponentials, and the tops taken off first.
 
@@ -168,7 +237,7 @@ def _interface(
     attention_mask: Tensor | None,
     scaling: float,
     *,
-    attention_pass: PrefixPass | QuestionPass,
+    attention_pass: PrefixPass | QuestionPass | PackedPass,
     **_: object,
 ) -> tuple[Tensor, None]:
     """What transformers calls in every layer."""
@@ -191,3 +260,21 @@ def packed_attention(llm: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         llm.config._attn_implementation = usual
+
+
+def packed_forward(
+    llm: PreTrainedModel, owner_BN: Tensor, prefix_length: int, visible_BN: Tensor, **inputs: Any
+) -> Any:
+    """`llm.model(**inputs)` on rows of `[prefix | packed questions]`, to be trained through.
+
+    On a CPU by `PackedPass`, which computes no more than is looked at. On a GPU, and where
+    activations are recomputed (which happens when the switch below is back), under the mask.
+    """
+    recomputes = llm.training and llm.is_gradient_checkpointing
+    if owner_BN.device.type == "cpu" and not recomputes:
+        with packed_attention(llm):
+            rows = PackedPass(owner_BN, prefix_length, visible_BN)
+            return llm.model(attention_pass=rows, **inputs)
+    allowed = packed_mask(owner_BN, prefix_length, visible_BN)
+    mask = additive_mask(allowed, inputs["inputs_embeds"].dtype)
+    return llm.model(attention_mask=mask, **inputs)

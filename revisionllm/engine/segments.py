@@ -182,7 +182,7 @@ class SegmentEngine:
             text = torch.from_numpy(np.asarray(words[query], dtype=np.float32))[None]
             chosen = frames_NFD if len(rows) == len(group) else frames_NFD[rows]
             tokens = self.model.embed_frames(
-                chosen[None], text.to(self.model.device), output="segment"
+                chosen[None], text.to(self.model.device), output="segment", placed=False
             )[0]
             for row, token in zip(rows, tokens, strict=True):
                 self._tokens[sentences[query], group[row]] = token
@@ -226,7 +226,8 @@ class SegmentEngine:
         """The segments' tokens [S, H] in shown order, each repeated."""
         sentence = sentences[question.query]
         tokens = torch.stack([self._tokens[sentence, window] for window in question.windows])
-        return tokens.repeat_interleave(question.repeat, 0).to(self.model.llm.dtype)
+        shown = tokens.repeat_interleave(question.repeat, 0)
+        return self.model.projector.place(shown[None])[0].to(self.model.llm.dtype)
 
     def _to_answer(
         self, decoder: Decoder, ask: Ask, question: Question, narrow: bool

@@ -134,8 +134,9 @@ class ClipFeatures:
         """Features of sentences, each written as `normalise_query` says (FORMATS of the release).
 
         Returns:
-            token_features: per sentence float32 [L, W_t], the states after the final layer norm
-                without the start and end-of-text tokens;
+            token_features: per sentence float32 [L, D], the states after the final layer norm
+                without the start and end-of-text tokens; where the text tower is not D wide (it is
+                in CLIP ViT-L/14), through its projection to D, because frames look at them;
             sentence: float32 [N, D], the projected end-of-text state, not normalised. On the CPU.
 
         Raises:
@@ -156,7 +157,7 @@ class ClipFeatures:
         return token_features, torch.cat(sentences)
 
     def _encode_ids(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """States after the final layer norm [n, context, W_t] and sentence features [n, D]."""
+        """States after the final layer norm [n, context, D] and sentence features [n, D]."""
         states: list[torch.Tensor] = []
         hook = _text_tower(self._model).ln_final.register_forward_hook(
             lambda _module, _inputs, output: states.append(output)
@@ -165,7 +166,17 @@ class ClipFeatures:
             sentence = self._run(self._model.encode_text, ids)
         finally:
             hook.remove()
-        return states[0].float().cpu(), sentence
+        return self._as_wide_as_frames(states[0].float()).cpu(), sentence
+
+    @torch.inference_mode()
+    def _as_wide_as_frames(self, states: torch.Tensor) -> torch.Tensor:
+        """[..., W_t] to [..., D], by the text projection where they differ."""
+        projection = _text_tower(self._model).text_projection
+        if states.shape[-1] == self.dim or projection is None:
+            return states
+        if isinstance(projection, torch.nn.Linear):
+            return projection(states.to(projection.weight)).float()
+        return (states.to(projection) @ projection).float()
 
     @torch.inference_mode()  # callers copy the result outside, so that training may use it
     def _run(self, encode, batch: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from revisionllm.model.projector import DigitPosition
+
 TEMPERATURE = 10000.0
 EPSILON = 1e-6
 
@@ -131,6 +133,8 @@ class ClipAdapter(nn.Module):
         ffn_dim: width of both feed-forwards.
         dropout: used in training only.
         output_norm: layer norm on the tokens; the released `alternate_layer_norm`.
+        digit_position_segments: most segments in a prompt if their numbers are to be added to their
+            tokens (`place`), which helps an LLM of a few million parameters; 0 for none.
     """
 
     def __init__(
@@ -144,6 +148,7 @@ class ClipAdapter(nn.Module):
         ffn_dim: int = 2048,
         dropout: float = 0.1,
         output_norm: bool = False,
+        digit_position_segments: int = 0,
     ) -> None:
         super().__init__()
         sizes = (feature_dim, num_heads, ffn_dim, dropout)
@@ -153,6 +158,11 @@ class ClipAdapter(nn.Module):
         self.encoder = LayerStack([SelfAttentionLayer(*sizes) for _ in range(num_layers)])
         self.mm_projector = nn.Linear(feature_dim, hidden_size)
         self.alternate_layer_norm = nn.LayerNorm(hidden_size) if output_norm else nn.Identity()
+        self.position = (
+            DigitPosition(hidden_size, digit_position_segments)
+            if digit_position_segments
+            else nn.Identity()
+        )
 
     def forward(
         self,
@@ -180,6 +190,10 @@ class ClipAdapter(nn.Module):
         frames = self._read_query(frames_BSTD, positions_TD, text_BLD, text_mask_BL)
         tokens = self._collect(frames.reshape(B * S, T, D), positions_TD, output)
         return self.alternate_layer_norm(self.mm_projector(tokens)).reshape(B, -1, self.hidden_size)
+
+    def place(self, tokens_BSH: Tensor) -> Tensor:
+        """Segment tokens [B, S, H] in the order of the prompt, told their numbers (an option)."""
+        return self.position(tokens_BSH)
 
     @property
     def hidden_size(self) -> int:

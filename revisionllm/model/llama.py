@@ -116,6 +116,7 @@ class GroundingModel(nn.Module):
         query_mask: Tensor | None = None,
         *,
         output: str | None = None,
+        placed: bool = True,
     ) -> Tensor:
         """Frame features to visual tokens.
 
@@ -124,6 +125,8 @@ class GroundingModel(nn.Module):
             query_features: [B, L, D] word features, for a clip adapter.
             query_mask: [B, L], nonzero where a word is.
             output: what a clip adapter gives: segment, frames or all; None: the run's own.
+            placed: segments stand in the prompt as given here; False leaves
+                `ClipAdapter.place` to the caller.
 
         Returns:
             [B, N, H]: F tokens, or what `ClipAdapter.forward` says.
@@ -143,7 +146,8 @@ class GroundingModel(nn.Module):
                 " every batch must say 'segment' or 'frames'"
             )
         query_mask = None if query_mask is None else query_mask.to(like.device)
-        return self.projector(features, query_features.to(like), query_mask, output=output)
+        tokens = self.projector(features, query_features.to(like), query_mask, output=output)
+        return self.projector.place(tokens) if placed and output == "segment" else tokens
 
     def splice_prompts(
         self,

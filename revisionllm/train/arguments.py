@@ -52,6 +52,13 @@ class TrainArguments:
     init_adapter: str | None = _arg(
         None, "sparse, long: CLIP adapter to start from; sparse makes a new one", "model", str
     )
+    adapter_ffn_dim: int = _arg(2048, "sparse: feed-forward width of a new CLIP adapter", "model")
+    digit_position_segments: int = _arg(
+        0, "sparse: a new CLIP adapter numbers so many segments (small LLMs need it)", "model"
+    )
+    train_projector: bool = _arg(
+        False, "dense: train the linear projector too, for a base that has none", "model"
+    )
     init_lora: str | None = _arg(None, "run or LoRA folder to start from", "model", str)
     lora_init: str | None = _arg(
         None,
@@ -241,6 +248,10 @@ def _contradictions(args: TrainArguments) -> list[str]:
         and not (args.base and args.init_projector),
         "--sparse_target span is for stage sparse": args.sparse_target == "span" and not sparse,
         "--segment_repeats is for stage long": args.segment_repeats != [1] and args.stage != "long",
+        "--train_projector is for stage dense": args.train_projector and not dense,
+        "--adapter_ffn_dim and --digit_position_segments are for stage sparse's new adapter": (
+            not sparse and (args.adapter_ffn_dim != 2048 or args.digit_position_segments > 0)
+        ),
         "float16 needs a GPU": args.dtype == "float16" and args.device == "cpu",
     }
     return [text for text, broken in rules.items() if broken]

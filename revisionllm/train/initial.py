@@ -102,7 +102,12 @@ def _adapter_settings(args: TrainArguments, source: str) -> dict[str, Any]:
     # the released loader wants to know the base and a stage before it can describe a LoRA folder
     extra = {"base": os.path.abspath(args.base)} if args.base else {}
     width = describe(source, **extra)[0].adapter.feature_dim
-    return {"adapter": AdapterConfig(kind="clip", feature_dim=width, output="segment")}
+    options = {"ffn_dim": args.adapter_ffn_dim}
+    if args.digit_position_segments:
+        options["digit_position_segments"] = args.digit_position_segments
+    return {
+        "adapter": AdapterConfig(kind="clip", feature_dim=width, output="segment", options=options)
+    }
 
 
 def _add_output_norm(model: GroundingModel) -> None:
@@ -118,7 +123,8 @@ def _add_output_norm(model: GroundingModel) -> None:
 
 def _freeze(model: GroundingModel, args: TrainArguments) -> None:
     """Leave trainable what the row says, in float32: small steps are lost in half precision."""
-    model.set_trainable(adapter=args.row.trains == "adapter", lora=args.row.trains == "lora")
+    trains_adapter = args.row.trains == "adapter" or args.train_projector
+    model.set_trainable(adapter=trains_adapter, lora=args.row.trains == "lora")
     if args.row.trains_output_norm:
         model.projector.alternate_layer_norm.requires_grad_(True)
     for parameter in model.parameters():

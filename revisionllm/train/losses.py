@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from revisionllm.constants import IGNORE_INDEX
-from revisionllm.engine.packing import NO_OWNER, additive_mask, packed_mask
+from revisionllm.engine.attention import packed_forward
+from revisionllm.engine.packing import NO_OWNER
 from revisionllm.model.llama import GroundingModel
 
 BOOKKEEPING = ("query_ids", "num_questions")
@@ -87,11 +88,13 @@ def packed_losses(model: GroundingModel, inputs: Mapping[str, Tensor]) -> Tensor
     frames = model.embed_frames(inputs["images"]).to(own)
     embeds = torch.cat([before, frames, shared, own], 1)
     prefix = embeds.shape[1] - ids_BN.shape[1]
-    allowed = packed_mask(owners_BN, prefix, inputs["visible"])
     in_prefix = torch.arange(prefix, device=ids_BN.device).expand(rows, -1)
-    hidden = model.llm.model(
+    hidden = packed_forward(
+        model.llm,
+        owners_BN,
+        prefix,
+        inputs["visible"],
         inputs_embeds=embeds,
-        attention_mask=additive_mask(allowed, embeds.dtype),
         position_ids=torch.cat([in_prefix, inputs["positions"]], 1),
         use_cache=False,
     ).last_hidden_state

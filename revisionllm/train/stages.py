@@ -76,12 +76,13 @@ DEMO = {
     "data_path": [f"{DEMO_FOLDER}/data/annotations.json"],
     "features": f"{DEMO_FOLDER}/data/features",
     "text_features": f"{DEMO_FOLDER}/data/text_features",
-    "clip": "checkpoints/demo/clip",
+    "clip": f"{DEMO_FOLDER}/clip",
     "window_s": 60.0,
     "frames_per_window": 100,
-    "feature_fps": 5.0,
+    "feature_fps": 5 / 3,  # every third frame of the films: 100 in a window
     "lora_rank": 16,
     "lora_alpha": 32,
+    "gradient_checkpointing": False,
 }
 
 TABLE = (
@@ -189,7 +190,7 @@ TABLE = (
         adapter_output="frames",
         defaults=DEMO
         | {
-            "init_lora": "checkpoints/demo/dense",
+            "init_lora": f"{DEMO_FOLDER}/dense",
             "lora_init": "new",
             "output_dir": f"{DEMO_FOLDER}/stage1_dense",
             "epochs": 1.0,
@@ -206,6 +207,8 @@ TABLE = (
         | {
             "init_lora": f"{DEMO_FOLDER}/stage1_dense",
             "output_dir": f"{DEMO_FOLDER}/stage1_sparse",
+            "adapter_ffn_dim": 512,
+            "digit_position_segments": 100,
             "epochs": 1.0,
             "global_batch_size": 32,
             "per_device_batch_size": 16,

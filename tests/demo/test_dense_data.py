@@ -36,7 +36,7 @@ def test_present_questions_name_frames_that_show_the_event(film):
     present = 0
     for first in (0, 100, 777, 1400):
         start_s = film.window_start_s(first)
-        for question in WindowSampler(30, 0).questions(film, first, rng):
+        for question in WindowSampler(30, 0).window(film, first, rng).questions:
             if question.span is None:
                 assert question.answer == NOT_PRESENT
                 continue
@@ -97,16 +97,15 @@ def test_packed_loss_equals_separate_questions(film, tokenizer):
     llm = LlamaForCausalLM(config).eval()
     visual = torch.nn.Linear(16, 32)
     packer = Packer(tokenizer)
-    questions = WindowSampler(6, 2).questions(film, 200, np.random.default_rng(3))
-    features = film.features[200:300]
-    batch = packer.batch([(features, questions)])
+    window = WindowSampler(6, 2).window(film, 200, np.random.default_rng(3))
+    batch = packer.batch([window])
     packed = packed_logits(llm, visual, packer, batch)
     losses, weight = 0.0, 0
-    for question in questions:
+    for question in window.questions:
         before, after = prompt_pieces(tokenizer, question.text)
         answer = [*encode_answer(tokenizer, question.answer), tokenizer.eos_token_id]
         embed = llm.get_input_embeddings()
-        frames = visual(torch.from_numpy(features.astype(np.float32)))
+        frames = visual(torch.from_numpy(window.features.astype(np.float32)))
         embeds = torch.cat(
             [embed(torch.tensor(before)), frames, embed(torch.tensor(after + answer))]
         )

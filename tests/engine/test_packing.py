@@ -8,6 +8,7 @@ import torch
 from model_assets import tiny_llm
 from torch.nn.functional import cross_entropy
 
+from revisionllm.engine.attention import packed_forward
 from revisionllm.engine.packing import NO_OWNER, additive_mask, packed_mask
 
 
@@ -43,18 +44,19 @@ def test_additive_mask_is_finite():
     assert mask[0, 0] == 0 and mask[0, 1] < -1e38
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "ours"])
 @pytest.mark.parametrize("key_value_heads", [1, 4])
 def test_packed_loss_and_gradients_equal_separate_samples(implementation, key_value_heads):
     """Two windows with 5 and 3 questions in two rows, against eight plain HF forwards."""
     llm = tiny_llm(num_key_value_heads=key_value_heads)
-    llm.set_attn_implementation(implementation)
+    masked = implementation != "ours"
+    llm.set_attn_implementation(implementation if masked else "sdpa")
     rng = np.random.default_rng(7)
     prefix_length = 9
     prefixes = torch.from_numpy(rng.standard_normal((2, prefix_length, 32))).float()
     lengths = [[4, 6, 2, 5, 7], [3, 8, 4]]
     questions = [[torch.from_numpy(rng.integers(5, 500, n)) for n in row] for row in lengths]
-    packed = _packed_losses(llm, prefixes, questions, prefix_length)
+    packed = _packed_losses(llm, prefixes, questions, prefix_length, masked)
     wanted = _separate_losses(llm, prefixes, questions)
     torch.testing.assert_close(torch.stack(packed), torch.stack(wanted), atol=1e-5, rtol=0)
     for together, alone in zip(_gradients(llm, packed), _gradients(llm, wanted), strict=True):
@@ -78,8 +80,8 @@ def _separate_losses(llm, prefixes, questions):
     return losses
 
 
-def _packed_losses(llm, prefixes, questions, prefix_length):
-    width = max(sum(map(len, row)) for row in questions)
+def _packed_losses(llm, prefixes, questions, prefix_length, masked):
+    width = max(sum(map(len, row)) for row in questions) + 2
     owners = torch.full((2, width), NO_OWNER)
     positions = torch.zeros(2, width, dtype=torch.long)
     ids = torch.zeros(2, width, dtype=torch.long)
@@ -94,13 +96,33 @@ def _packed_losses(llm, prefixes, questions, prefix_length):
             at += len(question)
     embeds = torch.cat([prefixes, llm.get_input_embeddings()(ids)], 1)
     prefix_positions = torch.arange(prefix_length).expand(2, -1)
-    logits = llm(
-        inputs_embeds=embeds,
-        attention_mask=additive_mask(packed_mask(owners, prefix_length), embeds.dtype),
-        position_ids=torch.cat([prefix_positions, positions], 1),
-    ).logits[:, prefix_length:]
+    inputs = {
+        "inputs_embeds": embeds,
+        "position_ids": torch.cat([prefix_positions, positions], 1),
+    }
+    if masked:
+        mask = additive_mask(packed_mask(owners, prefix_length), embeds.dtype)
+        states = llm.model(attention_mask=mask, **inputs)
+    else:
+        visible = torch.full_like(owners, prefix_length)
+        states = packed_forward(llm, owners, prefix_length, visible, **inputs)
+    logits = llm.lm_head(states.last_hidden_state)[:, prefix_length:]
     assert logits.isfinite().all()
     return [
         cross_entropy(logits[row, at : at + n - 1], ids[row, at + 1 : at + n])
         for row, at, n in places
     ]
+
+
+def test_prefix_tokens_that_a_question_does_not_see():
+    """Rows with questions that see less of the prefix: states as under the mask, padding aside."""
+    llm = tiny_llm(num_key_value_heads=2)
+    owners = torch.tensor([[0, 0, 0, 1, 1, 2, 2, NO_OWNER], [0, 1, 1, 1, 1, 1, 1, 1]])
+    visible = torch.where(owners == 1, 4, 6)
+    embeds = torch.randn(2, 14, 32, generator=torch.Generator().manual_seed(1))
+    inputs = {"inputs_embeds": embeds, "position_ids": torch.arange(14).expand(2, -1)}
+    found = packed_forward(llm, owners, 6, visible, **inputs).last_hidden_state
+    mask = additive_mask(packed_mask(owners, 6, visible), embeds.dtype)
+    wanted = llm.model(attention_mask=mask, **inputs).last_hidden_state
+    real = torch.cat([torch.ones(2, 6, dtype=torch.bool), owners != NO_OWNER], 1)
+    torch.testing.assert_close(found[real], wanted[real], atol=1e-5, rtol=0)

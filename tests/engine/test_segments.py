@@ -20,10 +20,10 @@ FRAMES = 6
 TOLERANCE = 1e-4
 
 
-def long_run(seed=0, **changes) -> GroundingModel:
+def long_run(seed=0, digits=0, **changes) -> GroundingModel:
     """A random run with a small clip adapter."""
     llm = tiny_llm(seed, hidden_size=64, intermediate_size=96)
-    options = {"num_heads": 2, "ffn_dim": 24}
+    options = {"num_heads": 2, "ffn_dim": 24, "digit_position_segments": digits}
     adapter = AdapterConfig("clip", D, 64, "segment", options)
     torch.manual_seed(seed + 2)
     module = build_adapter(adapter).eval()
@@ -79,6 +79,20 @@ def test_long_answers_equal_the_reference(budget_mb):
     check(model, questions, texts, words, answers)
     assert {answer.answer == NOT_PRESENT for answer in answers} == {True, False}
     assert engine.cost.segments == 7 * 10
+
+
+def test_numbered_segments_count_in_the_order_of_the_prompt():
+    """The same segments at other places of a prompt, and repeated ones, get other numbers."""
+    model = long_run(digits=20)
+    texts, words, film = sentences(3), words_of(3), windows(10)
+    questions = zoomed_questions(3, film)
+    check(
+        model,
+        questions,
+        texts,
+        words,
+        SegmentEngine(model).answer(questions, texts, words, frames_of),
+    )
 
 
 def test_a_second_level_encodes_nothing_again():

@@ -1,0 +1,119 @@
+"""Training only: what the frames show and what a question says, read half-way up the dense LLM.
+
+An LLM of this size finds colours and places by itself and then stays with them for hours: sentences
+that differ in a shape, a size or an action get the same answer. Linear read-outs of its hidden
+states make it carry these too, after which the answers learn to use them. Every colour has a slot
+in a frame, a linear map of its hidden state, and all slots are read by the same maps, so that an
+action looks the same in every colour.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from revisionllm.demo.language import PHRASES, Description
+from revisionllm.demo.world import COLOURS, PLACES, SHAPES, SIZES
+
+ACTIONS = tuple(sorted(PHRASES))
+WAYS = ("left", "right")
+SLOT = 32
+# What a question can say; the last class of each is that it does not.
+SAID = {
+    "action": ACTIONS,
+    "size": SIZES,
+    "colour": COLOURS,
+    "shape": SHAPES,
+    "direction": WAYS,
+    "place": PLACES,
+    "other_colour": COLOURS,
+    "other_shape": SHAPES,
+}
+# Columns of a slot's truth: shapes shown, actions going on, motion to the left or right, sizes
+PARTS = {"shape": len(SHAPES), "action": len(ACTIONS), "way": len(WAYS), "size": len(SIZES)}
+NUM_SHOWN = sum(PARTS.values())
+WEIGHTS = {"shape": 1.0, "action": 4.0, "way": 4.0, "size": 1.0}  # what moves is learned last
+
+
+def said(description: Description | None) -> list[int]:
+    """Class of each of `SAID`; all -1 for no description."""
+    if description is None:
+        return [-1] * len(SAID)
+    size, colour, shape = description.actor
+    _, other_colour, other_shape = description.other or (None, None, None)
+    values = (
+        *(description.action, size, colour, shape),
+        *(description.direction, description.place, other_colour, other_shape),
+    )
+    return [
+        names.index(value) if value in names else len(names)
+        for names, value in zip(SAID.values(), values, strict=True)
+    ]
+
+
+def shown_table(seen: list, facts: list, times_s: np.ndarray) -> np.ndarray:
+    """What each frame shows, bool [F, 8 colours, NUM_SHOWN].
+
+    Args:
+        seen: (place, visible actors) of each of the F frames.
+        facts: facts that may hold at some of them.
+        times_s: [F], film seconds of the frames.
+    """
+    table = np.zeros((len(seen), len(COLOURS), NUM_SHOWN), bool)
+    first_action, first_way = len(SHAPES), len(SHAPES) + len(ACTIONS)
+    for frame, (_, actors) in enumerate(seen):
+        for actor in actors:
+            row = table[frame, COLOURS.index(actor.colour)]
+            row[SHAPES.index(actor.shape)] = True
+            row[first_way + len(WAYS) + SIZES.index(actor.size)] = True
+    for fact in facts:
+        colour = COLOURS.index(fact.actor.colour)
+        during = (times_s >= fact.start_s) & (times_s < fact.end_s)
+        table[during, colour, first_action + ACTIONS.index(fact.action)] = True
+        if fact.direction:
+            table[during, colour, first_way + WAYS.index(fact.direction)] = True
+    return table
+
+
+class Readout(nn.Module):
+    """The read-outs of hidden states: `frames` of frame tokens, `words` of questions' last ones."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.slots = nn.Linear(hidden_size, len(COLOURS) * SLOT)
+        self.frames = nn.Linear(SLOT, NUM_SHOWN)
+        self.words = nn.Linear(hidden_size, sum(len(names) + 1 for names in SAID.values()))
+        nn.init.constant_(self.frames.bias, -4.0)
+        weights = [WEIGHTS[name] for name, size in PARTS.items() for _ in range(size)]
+        self.register_buffer("weights", torch.tensor(weights), persistent=False)
+
+    def loss(
+        self, frames_BFH: Tensor, asks_BQH: Tensor, table_BFCN: Tensor, said_BQS: Tensor
+    ) -> tuple[Tensor, dict[str, tuple[int, int]]]:
+        """Cross-entropies, summed over what a frame shows and what a question says.
+
+        Returns:
+            The loss, and (right, all) pairs: words told right, things on screen that were seen.
+        """
+        slots = self.slots(frames_BFH).unflatten(-1, (len(COLOURS), SLOT))
+        logits = self.frames(slots).float()
+        truth = table_BFCN.to(logits)
+        each = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+        loss = (each * self.weights).sum((-1, -2)).mean()
+        sizes = [len(names) + 1 for names in SAID.values()]
+        asked = said_BQS[..., 0] >= 0
+        classes = said_BQS[asked]
+        guesses = self.words(asks_BQH[asked]).float().split(sizes, -1)
+        hits = {}
+        for number, (name, guess) in enumerate(zip(SAID, guesses, strict=True)):
+            loss = loss + functional.cross_entropy(guess, classes[:, number])
+            right = guess.argmax(-1) == classes[:, number]
+            hits[f"said_{name}"] = (int(right.sum()), len(right))
+        parts = zip(
+            PARTS, *(x.split(list(PARTS.values()), -1) for x in (logits, table_BFCN)), strict=True
+        )
+        for name, part, want in parts:
+            hits[f"saw_{name}"] = (int((part[want] > 0).sum()), int(want.sum()))
+        return loss, hits

@@ -211,6 +211,7 @@ def write_film(
         stream.width, stream.height, stream.pix_fmt = FRAME_WIDTH, FRAME_HEIGHT, "yuv420p"
         # A key frame every 2 s makes clicking in a viewer quick; one thread keeps bytes the same.
         stream.options = {"crf": "20", "preset": "veryfast", "g": "10", "threads": "1"}
+        stream.codec_context.thread_count = 1  # of the conversion to YUV too
         source = frames(plan, fps)
         for image in progress(source) if progress else source:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))

@@ -13,12 +13,16 @@ import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # started by path: import from the repository, not from here
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from revisionllm.errors import UserError, run_entry_point
 from revisionllm.files import write_json
+
+if TYPE_CHECKING:
+    from revisionllm.demo.language import Description
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class FilmSentence:
     query_id: str
     sentence: str
     span_s: tuple[float, float] | None
+    description: Description | None = None  # what it says
 
 
 def film_sentences(plan, num_present: int, num_absent: int, seed: int = 0) -> list[FilmSentence]:
@@ -40,7 +45,9 @@ def film_sentences(plan, num_present: int, num_absent: int, seed: int = 0) -> li
 
     present, absent = film_queries(plan, num_present, num_absent, seed)
     return [
-        FilmSentence(f"{plan.film_id}_{number:04d}", query.sentence, query.span_s)
+        FilmSentence(
+            f"{plan.film_id}_{number:04d}", query.sentence, query.span_s, query.description
+        )
         for number, query in enumerate([*present, *absent])
     ]
 

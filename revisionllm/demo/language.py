@@ -9,7 +9,7 @@ seen).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,15 +52,21 @@ def _agrees(thing: Thing | None, actor) -> bool:
     return (size in (None, actor.size)) and colour == actor.colour and shape == actor.shape
 
 
+def differences(description: Description, fact: Fact) -> Iterator[str]:
+    """In what the description does not hold for the fact: action, direction, place, actor."""
+    if description.action != fact.action:
+        yield "action"
+    if description.direction not in (None, fact.direction):
+        yield "direction"
+    if description.place not in (None, fact.place):
+        yield "place"
+    if not (_agrees(description.actor, fact.actor) and _agrees(description.other, fact.other)):
+        yield "actor"
+
+
 def is_true_of(description: Description, fact: Fact) -> bool:
     """Whether the description holds for the fact."""
-    return (
-        description.action == fact.action
-        and description.direction in (None, fact.direction)
-        and description.place in (None, fact.place)
-        and _agrees(description.actor, fact.actor)
-        and _agrees(description.other, fact.other)
-    )
+    return next(differences(description, fact), None) is None
 
 
 class FactIndex:

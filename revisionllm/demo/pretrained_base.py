@@ -44,7 +44,7 @@ def find_gguf() -> Path:
 def write_start(out: Path, clip_folder: Path) -> None:
     """Write <out>/base and <out>/dense."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from revisionllm.demo.dense_data import FEATURE_FPS, FRAMES_PER_WINDOW, STRIDE_S, WINDOW_S
     from revisionllm.demo.dense_training import clip_dim
@@ -54,9 +54,13 @@ def write_start(out: Path, clip_folder: Path) -> None:
 
     source = find_gguf()
     torch.manual_seed(0)
-    llm = AutoModelForCausalLM.from_pretrained(
+    loaded = AutoModelForCausalLM.from_pretrained(
         source.parent, gguf_file=source.name, dtype=torch.float16
     )
+    config = LlamaConfig.from_dict(loaded.config.to_dict())
+    del config.quantization_config  # the weights are plain numbers now
+    llm = LlamaForCausalLM(config).half()
+    llm.load_state_dict(loaded.state_dict())
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     llm.save_pretrained(out / "base")
     tokenizer.save_pretrained(out / "base")

@@ -1,6 +1,6 @@
 """Writes what the training stages need of the demo world: annotations and features.
 
-    python revisionllm/demo/training_files.py --films 30
+    python revisionllm/demo/training_files.py --films 30 --clip checkpoints/demo/clip
 
 The folder gets `annotations.json` (MAD's format), `features/<film>.npy` (every third frame, the
 ones that windows look at) and `text_features/` (LMDB). What is there already is kept.
@@ -93,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--films", type=int, default=30, help="training films (30)")
     add("--minutes", type=float, default=60.0, help="length of a film (60)")
     add("--sentences", type=int, default=60, help="sentences per film (60)")
-    add("--clip", type=Path, default=Path("checkpoints/demo/clip"), help="the demo's CLIP")
+    add("--clip", type=Path, default=Path("out/train_demo/clip"), help="the demo's CLIP")
     add("--cache", type=Path, default=Path("out/demo_features"), help="features of training films")
     add("--workers", type=int, default=2, help="processes that compute film features")
     return parser

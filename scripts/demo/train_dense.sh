@@ -6,4 +6,5 @@
 . "$(dirname -- "$0")/../common.sh"
 use_environment run
 cd "$ROOT"
-run "$PY" revisionllm/demo/train_dense.py --films 64 --steps 5600 --caption_steps 700 "$@"
+run "$PY" revisionllm/demo/train_dense.py --films 64 --windows 6 --questions 16 --steps 9000 \
+    --caption_steps 700 "$@"

@@ -103,6 +103,27 @@ def test_mad_dense_starts_from_published_checkpoints(world, tmp_path):
     assert model.config.window_s == 20
 
 
+def test_a_new_projector_learns_together_with_the_lora(world, tmp_path):
+    words = [*flags(world, "dense", output_dir=tmp_path / "dense"), "--train_projector"]
+    assert main(words) == 0
+    before, after = (
+        load_model(run, device="cpu").projector.state_dict()
+        for run in (world / "start", tmp_path / "dense")
+    )
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    assert (tmp_path / "dense" / "lora").is_dir()
+
+
+def test_sparse_adapter_options_reach_the_run(world, trained, tmp_path):
+    options = {"adapter_ffn_dim": 24, "digit_position_segments": 30}
+    assert main(flags(world, "sparse", output_dir=tmp_path / "sparse", **options)) == 0
+    config = read_config(tmp_path / "sparse").adapter
+    assert config.options == {"ffn_dim": 24, "digit_position_segments": 30}
+    long = parse(flags(world, "long", init_adapter=tmp_path / "sparse"))
+    projector = initial_model(long, dtype="float32").projector
+    assert projector.position.table.shape == (2, 10, 64)
+
+
 def test_sparse_adapter_can_be_trained_for_spans(trained):
     args = parse(flags(trained, "sparse", sparse_target="span"))
     model = initial_model(args, dtype="float32")
@@ -129,7 +150,7 @@ def test_frozen_parts_have_no_dropout(trained):
 
 def test_default_paths_form_a_chain():
     """Every input of a stage is written by another stage or comes from outside the curriculum."""
-    written, outside = {}, ("vicuna", "vtimellm", "checkpoints/demo/")
+    written, outside = {}, ("vicuna", "vtimellm", "train_demo/dense")
     for row in TABLE:
         args = parse(["--dataset", row.dataset, "--stage", row.stage])
         assert args.output_dir not in written

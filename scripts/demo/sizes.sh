@@ -1,11 +1,12 @@
 # Sizes of scripts/demo/train_all.sh: flags of each step's command. Sourced with $size set.
 case $size in
-full) # about three hours on two CPU cores
+full) # about three hours on two CPU cores: half an hour for clip, two for base
     clip="--steps 1500"
-    base="--films 64 --steps 9000 --windows 6 --questions 16 --caption_steps 700"
+    base="--films 64 --steps 6000 --windows 6 --questions 16 --caption_steps 700"
     data="--films 30 --minutes 60 --sentences 60"
     every_stage=
-    sparse=
+    sparse="--max_steps 600"
+    long="--max_steps 20 --dtype bfloat16" # a question over 100 segments takes seconds on a CPU
     judge="--films 6 --val_films 6 --minutes 60"
     tables="--tables ingredients order confidence errors --films 6 --val_films 6"
     ;;
@@ -16,6 +17,7 @@ quick) # minutes: everything runs and hands over, nothing is learned well
     every_stage="--device cpu --max_steps 12 --learning_rate 2e-3 --warmup_ratio 0 --logging_steps 1
         --global_batch_size 16 --per_device_batch_size 8 --num_workers 0 --save_steps 6"
     sparse="--adapter_ffn_dim 256"
+    long=
     judge="--films 1 --val_films 1 --minutes 6 --present 3 --absent 2"
     tables="--tables ingredients confidence --films 1 --val_films 1 --minutes 6 --present 3 --absent 2"
     ;;

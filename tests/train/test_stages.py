@@ -136,6 +136,13 @@ def test_loss_falls(world, tmp_path):
     assert len(found) == 12 and min(found[-2:]) <= 0.9 * found[0]
 
 
+def test_loss_falls_in_stage_long(trained, tmp_path):
+    run = tmp_path / "run"
+    assert main(flags(trained, "long", output_dir=run, max_steps=30, learning_rate=1e-2)) == 0
+    found = losses(run)
+    assert len(found) == 30 and sum(found[-3:]) / 3 <= 0.9 * found[0]
+
+
 def test_frozen_parts_have_no_dropout(trained):
     sparse = parse(flags(trained, "sparse"))
     model = QuestionLosses(initial_model(sparse, dtype="float32")).train()

@@ -109,8 +109,8 @@ class SpotReadout(nn.Module):
 
 
 def single_things(shapes: Tensor, poses: Tensor) -> Tensor:
-    """[N, 8]: colours of which one thing shows, whole (see `clip_data.CaptionedFrame`)."""
-    return ~poses[..., 0].isnan() & (shapes.sum(-1) == 1)
+    """[N, 8]: colours that one thing has or mainly has, whole (see `clip_data.CaptionedFrame`)."""
+    return ~poses[..., 0].isnan() & (shapes.amax(-1) > 0)
 
 
 def _closeups(pictures: Tensor, shapes: Tensor, poses: Tensor, generator: torch.Generator):

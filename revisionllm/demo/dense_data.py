@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from revisionllm.demo.language import (
     change_one,
     describe,
     event_query,
-    is_well_formed,
+    may_be_asked,
     phrase,
 )
 from revisionllm.demo.world import FILM_FPS, FilmPlan, plan_film, pose_of
@@ -66,9 +66,31 @@ class TrainingFilm:
     features: np.ndarray  # float16 [T, D], T = every FEATURE_STEP-th frame from `phase`
     phase: int
 
+    def time_s(self, number: int) -> float:
+        """When feature number `number` was seen."""
+        return (self.phase + FEATURE_STEP * number) / FILM_FPS
+
     def window_start_s(self, first: int) -> float:
         """Start of the window whose first frame is feature number `first` (frame centres)."""
-        return (self.phase + FEATURE_STEP * first) / FILM_FPS - FRAME_S / 2
+        return self.time_s(first) - FRAME_S / 2
+
+    @cached_property
+    def seen(self) -> list[tuple[str, list]]:
+        """Place and visible actors of each frame that has a feature."""
+        seen = []
+        for number in range(len(self.features)):
+            shot = self.plan.shot_at(self.time_s(number))
+            poses = (pose_of(shot, i, self.time_s(number)) for i in range(len(shot.actors)))
+            seen.append(
+                (shot.place, [a for a, p in zip(shot.actors, poses, strict=True) if on_screen(p)])
+            )
+        return seen
+
+    @cached_property
+    def table(self) -> np.ndarray:
+        """What each frame that has a feature shows (`shown_table`)."""
+        times_s = np.array([self.time_s(number) for number in range(len(self.features))])
+        return shown_table(self.seen, self.plan.facts, times_s)
 
 
 def load_film(seed: int, duration_s: float, split: str, features: np.ndarray) -> TrainingFilm:
@@ -103,18 +125,6 @@ def in_other_words(question: Question, style: str) -> Question:
         answer = NOT_PRESENT if question.span is None else format_segments(*question.span)
     text = question_text(question.sentence, style)
     return replace(question, text=text, answer=answer, span=None, grounds=False)
-
-
-def seen_in(film: TrainingFilm, start_s: float) -> list[tuple[str, list]]:
-    """Place and visible actors of each frame of the window that starts at `start_s`."""
-    seen = []
-    for frame in range(FRAMES_PER_WINDOW):
-        time_s = start_s + (frame + 0.5) * FRAME_S
-        shot = film.plan.shot_at(time_s)
-        poses = (pose_of(shot, number, time_s) for number in range(len(shot.actors)))
-        visible = [actor for actor, pose in zip(shot.actors, poses, strict=True) if on_screen(pose)]
-        seen.append((shot.place, visible))
-    return seen
 
 
 def shows(seen: tuple[str, list], description: Description) -> bool:
@@ -153,7 +163,7 @@ class WindowSampler:
         start_s = film.window_start_s(first)
         window_s = (start_s, start_s + WINDOW_S)
         wanted = self.questions_per_window - self.captions
-        cast = seen_in(film, start_s)
+        cast = film.seen[first : first + FRAMES_PER_WINDOW]
         questions = [self._caption(film, start_s, rng) for _ in range(self.captions)]
         questions += self._present(film, window_s, wanted // 2, cast, rng)
         while len(questions) < self.questions_per_window:
@@ -162,12 +172,10 @@ class WindowSampler:
             if question.grounds and rng.random() < self.other_stages:
                 style = ("yes_no", "video")[int(rng.integers(2))]
                 questions[number] = in_other_words(question, style)
-        near = [f for f in film.plan.facts if _overlaps(f.start_s, f.end_s, window_s)]
-        times_s = start_s + (np.arange(FRAMES_PER_WINDOW) + 0.5) * FRAME_S
         return Window(
             film.features[first : first + FRAMES_PER_WINDOW],
             [questions[i] for i in rng.permutation(len(questions))],
-            shown_table(cast, near, times_s),
+            film.table[first : first + FRAMES_PER_WINDOW],
         )
 
     def _present(self, film, window_s, count, cast, rng) -> list[Question]:
@@ -215,7 +223,7 @@ class WindowSampler:
         names = ("action", "action", "direction", "colour", "shape", "shape", "place", "size")
         wrong = change_one(true_one, names[int(rng.integers(len(names)))], rng)
         shown = {fact.event_id for fact in facts}
-        if not is_well_formed(wrong) or film.index.events(wrong) & shown:
+        if not may_be_asked(wrong, self.split) or film.index.events(wrong) & shown:
             return None
         return Query(phrase(wrong, rng, self.split), wrong, None, None)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from revisionllm.demo.language import PHRASES, Description
-from revisionllm.demo.world import COLOURS, PLACES, SHAPES, SIZES
+from revisionllm.demo.world import COLOURS, HELD_OUT_PAIRS, PLACES, SHAPES, SIZES
 
 ACTIONS = tuple(sorted(PHRASES))
 WAYS = ("left", "right")
@@ -77,17 +77,54 @@ def shown_table(seen: list, facts: list, times_s: np.ndarray) -> np.ndarray:
     return table
 
 
-class Readout(nn.Module):
-    """The read-outs of hidden states: `frames` of frame tokens, `words` of questions' last ones."""
+def readout_weights() -> Tensor:
+    """Weights [8 colours, NUM_SHOWN] in the loss.
+
+    0 for the pairs of colour and shape that no training film shows: a read-out that says so is not
+    wrong there, and of no use elsewhere.
+    """
+    row = [WEIGHTS[name] for name, size in PARTS.items() for _ in range(size)]
+    weights = torch.tensor(row).repeat(len(COLOURS), 1)
+    for colour, shape in HELD_OUT_PAIRS:
+        weights[COLOURS.index(colour), SHAPES.index(shape)] = 0
+    return weights
+
+
+class FrameReadout(nn.Module):
+    """Reads what frames show out of their tokens or hidden states, linearly."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.slots = nn.Linear(hidden_size, len(COLOURS) * SLOT)
         self.frames = nn.Linear(SLOT, NUM_SHOWN)
-        self.words = nn.Linear(hidden_size, sum(len(names) + 1 for names in SAID.values()))
         nn.init.constant_(self.frames.bias, -4.0)
-        weights = [WEIGHTS[name] for name, size in PARTS.items() for _ in range(size)]
-        self.register_buffer("weights", torch.tensor(weights), persistent=False)
+        self.register_buffer("weights", readout_weights(), persistent=False)
+
+    def frame_loss(
+        self, frames_BFH: Tensor, table_BFCN: Tensor
+    ) -> tuple[Tensor, dict[str, tuple[int, int]]]:
+        """Cross-entropy of what a frame shows, and (seen, all) pairs of the things that it does."""
+        slots = self.slots(frames_BFH).unflatten(-1, (len(COLOURS), SLOT))
+        logits = self.frames(slots).float()
+        truth = table_BFCN.to(logits)
+        each = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+        loss = (each * self.weights).sum((-1, -2)).mean()
+        parts = zip(
+            PARTS, *(x.split(list(PARTS.values()), -1) for x in (logits, table_BFCN)), strict=True
+        )
+        hits = {
+            f"saw_{name}": (int((part[want] > 0).sum()), int(want.sum()))
+            for name, part, want in parts
+        }
+        return loss, hits
+
+
+class Readout(FrameReadout):
+    """The read-outs half-way up: of frame tokens, and of each question's last token."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(hidden_size)
+        self.words = nn.Linear(hidden_size, sum(len(names) + 1 for names in SAID.values()))
 
     def loss(
         self, frames_BFH: Tensor, asks_BQH: Tensor, table_BFCN: Tensor, said_BQS: Tensor
@@ -97,23 +134,13 @@ class Readout(nn.Module):
         Returns:
             The loss, and (right, all) pairs: words told right, things on screen that were seen.
         """
-        slots = self.slots(frames_BFH).unflatten(-1, (len(COLOURS), SLOT))
-        logits = self.frames(slots).float()
-        truth = table_BFCN.to(logits)
-        each = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-        loss = (each * self.weights).sum((-1, -2)).mean()
+        loss, hits = self.frame_loss(frames_BFH, table_BFCN)
         sizes = [len(names) + 1 for names in SAID.values()]
         asked = said_BQS[..., 0] >= 0
         classes = said_BQS[asked]
         guesses = self.words(asks_BQH[asked]).float().split(sizes, -1)
-        hits = {}
         for number, (name, guess) in enumerate(zip(SAID, guesses, strict=True)):
             loss = loss + functional.cross_entropy(guess, classes[:, number])
             right = guess.argmax(-1) == classes[:, number]
             hits[f"said_{name}"] = (int(right.sum()), len(right))
-        parts = zip(
-            PARTS, *(x.split(list(PARTS.values()), -1) for x in (logits, table_BFCN)), strict=True
-        )
-        for name, part, want in parts:
-            hits[f"saw_{name}"] = (int((part[want] > 0).sum()), int(want.sum()))
         return loss, hits

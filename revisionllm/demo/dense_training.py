@@ -36,7 +36,9 @@ from revisionllm.demo.dense_data import (
     random_window,
 )
 from revisionllm.demo.dense_losses import Pointer, forward
+from revisionllm.demo.dense_readout import FrameReadout
 from revisionllm.demo.film_features import training_films
+from revisionllm.demo.frame_training import draw_windows, share, teach_frames
 from revisionllm.files import replacing, write_json
 
 log = logging.getLogger("train_dense")
@@ -52,7 +54,8 @@ class Sizes:
     intermediate_size: int = 512
     vocab_size: int = 700
     max_positions: int = 512
-    temporal_layers: int = 4
+    temporal_layers: int = 6
+    temporal_kernel: int = 7
 
 
 def build_model(args: argparse.Namespace, out: Path):
@@ -91,7 +94,7 @@ def build_model(args: argparse.Namespace, out: Path):
             options={
                 "input_norm": True,
                 "temporal_layers": sizes.temporal_layers,
-                "temporal_kernel": 5,
+                "temporal_kernel": sizes.temporal_kernel,
                 "digit_position_frames": FRAMES_PER_WINDOW,
             },
         ),
@@ -133,7 +136,7 @@ def warm_start(model, folder: Path, films: list[TrainingFilm]) -> None:
     old, new = earlier.projector, model.projector
     for number, mixer in enumerate(new.temporal):
         if number < len(old.temporal):
-            mixer.load_state_dict(old.temporal[number].state_dict())
+            mixer.load_state_dict(widened(old.temporal[number], mixer))
         else:  # one more than the earlier adapter had: nothing changes at first
             nn.init.zeros_(mixer.pointwise.weight)
             nn.init.zeros_(mixer.pointwise.bias)
@@ -154,6 +157,14 @@ def warm_start(model, folder: Path, films: list[TrainingFilm]) -> None:
         new.linear.bias.copy_(solution[-1])
         missed = (table @ solution - target).square().mean() / target.var(0).mean()
     log.info("frame tokens of %s fitted; %.0f %% of their variance missed", folder, 100 * missed)
+
+
+def widened(old, new) -> dict:
+    """The state of a `TemporalMixer` for one that sees as many or more neighbours."""
+    state = old.state_dict()
+    more = new.depthwise.kernel_size[0] - old.depthwise.kernel_size[0]
+    state["depthwise.weight"] = nn.functional.pad(state["depthwise.weight"], (more // 2, more // 2))
+    return state
 
 
 def write_tokenizer(folder: Path, vocab_size: int, seed: int) -> None:
@@ -185,15 +196,6 @@ def make_batch(films, sampler: WindowSampler, packer: Packer, windows: int, rng)
     return packer.batch(drawn)
 
 
-def share(hits: list[dict[str, tuple[int, int]]]) -> str:
-    """Hits of several steps as text."""
-    parts = []
-    for name in hits[0]:
-        right, total = (sum(h[name][i] for h in hits) for i in (0, 1))
-        parts.append(f"{name} {right / max(1, total):.3f}")
-    return " ".join(parts)
-
-
 def validate(model, pointer, packer, films, sampler, args, batches: int = 10) -> str:
     """Losses and hits on validation films."""
     rng = np.random.default_rng(12345)
@@ -214,14 +216,9 @@ def validate(model, pointer, packer, films, sampler, args, batches: int = 10) ->
     return f"loss {loss:.3f} {share([o.hits for o in outputs])}"
 
 
-def save_state(path: Path, model, pointer, optimizer, step: int) -> None:
+def save_state(path: Path, parts: dict, step: int) -> None:
     """Everything a resumed run needs, written atomically."""
-    state = {
-        "model": model.state_dict(),
-        "pointer": pointer.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-    }
+    state = {name: part.state_dict() for name, part in parts.items()} | {"step": step}
     with replacing(path) as temporary:
         torch.save(state, temporary)
 
@@ -242,24 +239,38 @@ def train(args: argparse.Namespace) -> None:
     val_films = training_films(args.val_films, film_s, "val", args.clip, args.cache, args.workers)
     model = build_model(args, args.out)
     packer = Packer(model.tokenizer)
-    pointer = Pointer(Sizes().hidden_size)
-    parameters = [*model.parameters(), *pointer.parameters()]
+    pointer, tokens = Pointer(Sizes().hidden_size), FrameReadout(Sizes().hidden_size)
+    parts = {"model": model, "pointer": pointer, "tokens": tokens}
+    parameters = [p for part in parts.values() for p in part.parameters()]
     log.info(
         "LLM %.2f M parameters, adapter %.2f M",
         sum(p.numel() for p in model.llm.parameters()) / 1e6,
         sum(p.numel() for p in model.projector.parameters()) / 1e6,
     )
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
+    parts["optimizer"] = optimizer
     state_path, first_step = args.out / "dense_state.pt", 0
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
-        model.load_state_dict(state["model"])
-        pointer.load_state_dict(state["pointer"])
-        optimizer.load_state_dict(state["optimizer"])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
         first_step = state["step"]
         log.info("resuming at step %d", first_step)
-    elif args.init is not None:
-        warm_start(model, args.init, films[:3])
+    else:
+        if args.init is not None:
+            warm_start(model, args.init, films[:3])
+            earlier = args.init / state_path.name
+            if earlier.exists():
+                pointer.load_state_dict(torch.load(earlier, weights_only=True)["pointer"])
+        teach_frames(
+            *(model.projector, tokens, films),
+            steps=args.frame_steps,
+            windows=24,
+            lr=args.frame_lr,
+            seed=args.seed,
+            anchored=args.init is not None,
+        )
+        save_state(state_path, parts, 0)
     started, recent, losses = time.time(), [], []
     model.train()
     for step in range(first_step, args.steps):
@@ -267,15 +278,17 @@ def train(args: argparse.Namespace) -> None:
         captions = args.early_captions if step < args.caption_steps else args.captions
         sampler = WindowSampler(args.questions, captions, other_stages=args.other_stages)
         batch = make_batch(films, sampler, packer, args.windows, rng)
+        more, table = draw_windows(films, args.frame_windows, rng)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
             output = forward(model, pointer, batch, packer, args.pointer_layer)
+            frame_loss, frame_hits = tokens.frame_loss(model.projector(more), table)
         optimizer.zero_grad(set_to_none=True)
-        output.loss.backward()
+        (output.loss + 0.2 * frame_loss).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args)
         optimizer.step()
-        recent.append(output.hits)
+        recent.append(output.hits | {f"token_{name}": hit for name, hit in frame_hits.items()})
         losses.append((output.answer_loss.item(), output.pointer_loss.item()))
         if (step + 1) % 50 == 0:
             spent_s = time.time() - started
@@ -288,7 +301,7 @@ def train(args: argparse.Namespace) -> None:
             )
             recent, losses = [], []
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
-            save_state(state_path, model, pointer, optimizer, step + 1)
+            save_state(state_path, parts, step + 1)
             checks = WindowSampler(12, 0, "val")
             log.info("val %s", validate(model, pointer, packer, val_films, checks, args))
             write_run(model, args)

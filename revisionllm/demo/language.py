@@ -14,7 +14,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from revisionllm.demo.world import COLOURS, PLACES, SHAPES, SIZES, Fact, FilmPlan
+from revisionllm.demo.world import (
+    COLOURS,
+    HELD_OUT_PAIRS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    Fact,
+    FilmPlan,
+)
 
 Thing = tuple[str | None, str, str]  # size (None: not said), colour, shape
 
@@ -154,6 +162,14 @@ def is_well_formed(description: Description) -> bool:
     return other_fits and sized_fits and direction_fits and different
 
 
+def may_be_asked(description: Description, split: str) -> bool:
+    """Whether a sentence of a split may say it: well formed, and in the training split without the
+    pairs kept from it, which would otherwise be asked there and never be true."""
+    things = [thing[1:] for thing in (description.actor, description.other) if thing]
+    kept = split == "train" and not HELD_OUT_PAIRS.isdisjoint(things)
+    return is_well_formed(description) and not kept
+
+
 def absent(index: FactIndex, rng: np.random.Generator, tries: int = 50) -> Description | None:
     """A near miss: a true description with one attribute changed, true of nothing in the film."""
     facts = index.plan.facts
@@ -165,7 +181,7 @@ def absent(index: FactIndex, rng: np.random.Generator, tries: int = 50) -> Descr
             rng.choice(["action", "action", "colour", "shape", "place", "direction", "size"])
         )
         wrong = change_one(true_one, name, rng)
-        if is_well_formed(wrong) and not index.events(wrong):
+        if may_be_asked(wrong, index.plan.split) and not index.events(wrong):
             return wrong
     return None
 

@@ -7,8 +7,9 @@ memory.
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -132,7 +133,7 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=4000)
 def sprite(
-    shape: str, colour: str, half_pixels: int, angle_step: int
+    shape: str, rgb: tuple[int, int, int], half_pixels: int, angle_step: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """An actor as (premultiplied colour uint16 [n, n, 3], 256 - alpha uint16 [n, n, 1]).
 
@@ -148,16 +149,16 @@ def sprite(
     shade = np.where(y[..., None] > 0.1, 0.5, 1.0) * np.where(
         distance_px[..., None] > -1.6, 0.35, 1
     )
-    paint = np.float32(RGB[colour]) * shade
+    paint = np.float32(rgb) * shade
     opaque = np.rint(alpha * 256).astype(np.uint16)
     return (paint * opaque).astype(np.uint16), (256 - opaque).astype(np.uint16)
 
 
 def _paste(
-    image: np.ndarray, shape: str, colour: str, radius: float, x: float, y: float, angle: float
+    image: np.ndarray, shape: str, rgb: tuple, radius: float, x: float, y: float, angle: float
 ):
     step = round(angle * ANGLE_STEPS) % ANGLE_STEPS
-    paint, clear = sprite(shape, colour, max(4, round(radius * 2)), step)
+    paint, clear = sprite(shape, rgb, max(4, round(radius * 2)), step)
     size = paint.shape[0]
     left, top = round(x) - size // 2, round(y) - size // 2
     x0, x1 = max(0, left), min(FRAME_WIDTH, left + size)
@@ -169,15 +170,20 @@ def _paste(
     region[:] = (region * clear[part] + paint[part]) >> 8
 
 
-def draw(shot: Shot, time_s: float) -> np.ndarray:
-    """The frame at time_s of a shot: uint8 RGB [FRAME_HEIGHT, FRAME_WIDTH, 3]."""
+def draw(shot: Shot, time_s: float, paints: Sequence[tuple] | None = None) -> np.ndarray:
+    """The frame at time_s of a shot: uint8 RGB [FRAME_HEIGHT, FRAME_WIDTH, 3].
+
+    Args:
+        paints: RGB of each actor, if not that of its colour.
+    """
     image = background(shot.place, shot.scenery).copy()
     for number, actor in enumerate(shot.actors):
         pose = pose_of(shot, number, time_s)
         if pose.visible:
+            rgb = paints[number] if paints else RGB[actor.colour]
             radius = RADIUS_PX[actor.size] * pose.scale
             x, y = pose.x * FRAME_WIDTH, pose.y * FRAME_HEIGHT
-            _paste(image, actor.shape, actor.colour, radius, x, y, pose.angle)
+            _paste(image, actor.shape, rgb, radius, x, y, pose.angle)
     return image
 
 
@@ -195,6 +201,36 @@ def frames(
         yield draw(shot, time_s)
 
 
+def _film_stream(container, fps: float, crf: int = 20):
+    """The H.264 stream of a film in a container opened for writing."""
+    stream = container.add_stream("libx264", rate=round(fps))
+    stream.width, stream.height, stream.pix_fmt = FRAME_WIDTH, FRAME_HEIGHT, "yuv420p"
+    # A key frame every 2 s makes clicking in a viewer quick; one thread keeps bytes the same.
+    stream.options = {"crf": str(crf), "preset": "veryfast", "g": "10", "threads": "1"}
+    stream.codec_context.thread_count = 1  # of the conversion to YUV too
+    return stream
+
+
+def as_decoded(images: Sequence[np.ndarray], crf: int = 20) -> list[np.ndarray]:
+    """What is left of frames [FRAME_HEIGHT, FRAME_WIDTH, 3] once they were in an mp4 film.
+
+    Args:
+        crf: x264's constant rate factor; 20 is that of `write_film`, more is worse.
+    """
+    import av
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = _film_stream(container, FILM_FPS, crf)
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    buffer.seek(0)
+    with av.open(buffer) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
 def write_film(
     plan: FilmPlan, path: str | os.PathLike, fps: float = FILM_FPS, progress=None
 ) -> None:
@@ -207,11 +243,7 @@ def write_film(
 
     path = Path(path)
     with replacing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=round(fps))
-        stream.width, stream.height, stream.pix_fmt = FRAME_WIDTH, FRAME_HEIGHT, "yuv420p"
-        # A key frame every 2 s makes clicking in a viewer quick; one thread keeps bytes the same.
-        stream.options = {"crf": "20", "preset": "veryfast", "g": "10", "threads": "1"}
-        stream.codec_context.thread_count = 1  # of the conversion to YUV too
+        stream = _film_stream(container, fps)
         source = frames(plan, fps)
         for image in progress(source) if progress else source:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))

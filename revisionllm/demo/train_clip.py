@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -55,6 +56,17 @@ def model_config(vocab_size: int) -> dict:
     }
 
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+
+
+def copy_folder(out: Path, init: Path) -> None:
+    """Write the tokenizer and open_clip_config.json of the CLIP to start from."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (*TOKENIZER_FILES, CONFIG_FILE):
+        shutil.copyfile(init / name, out / name)
+
+
 def prepare_folder(out: Path, seed: int) -> None:
     """Write the tokenizer and open_clip_config.json of a CLIP that is still to be trained."""
     import numpy as np
@@ -72,9 +84,7 @@ def prepare_folder(out: Path, seed: int) -> None:
         corpus += [query.sentence for query in queries if query]
     out.mkdir(parents=True, exist_ok=True)
     vocab_size = train_clip_tokenizer(corpus, out, VOCAB_SIZE)
-    (out / "open_clip_config.json").write_text(
-        json.dumps(model_config(vocab_size), indent=2) + "\n"
-    )
+    (out / CONFIG_FILE).write_text(json.dumps(model_config(vocab_size), indent=2) + "\n")
 
 
 def to_pixels(frames, config: dict):
@@ -149,6 +159,14 @@ def attribute_targets(frames):
     return torch.from_numpy(shapes), torch.from_numpy(np.stack([frame.poses for frame in frames]))
 
 
+def training_frames(args: argparse.Namespace, plans, num_shots: int, rng):
+    """Frames to learn from: tints that have no name among them, and traces of the codec."""
+    from revisionllm.demo.clip_data import as_films_show, sample_frames
+
+    frames = sample_frames(plans, num_shots, rng, args.mixed)
+    return as_films_show(frames, args.decoded, rng)
+
+
 class Batches:
     """Batch number `step` of the training: pixels, token ids and attributes, a function of (seed,
     step)."""
@@ -159,11 +177,13 @@ class Batches:
     def __getitem__(self, step: int):
         import numpy as np
 
-        from revisionllm.demo.clip_data import FRAMES_PER_SHOT, sample_frames
+        from revisionllm.demo.clip_data import FRAMES_PER_SHOT
         from revisionllm.model.clip import normalise_query
 
         rng = np.random.default_rng([self.args.seed, 3, step])
-        frames = sample_frames(self.plans, self.args.batch_size // FRAMES_PER_SHOT, rng)
+        frames = training_frames(
+            self.args, self.plans, self.args.batch_size // FRAMES_PER_SHOT, rng
+        )
         ids = self.tokenizer([normalise_query(frame.caption) for frame in frames])
         return to_pixels(frames, self.config), ids, *attribute_targets(frames)
 
@@ -173,12 +193,11 @@ def closeups_first(args: argparse.Namespace, model, spots, films, config: dict) 
     import numpy as np
     import torch
 
-    from revisionllm.demo.clip_data import sample_frames
     from revisionllm.demo.clip_heads import train_closeups
 
     started = time.time()
     rng = np.random.default_rng([args.seed, 5])
-    frames = sample_frames(films, args.closeup_shots, rng)
+    frames = training_frames(args, films, args.closeup_shots, rng)
     pool = (torch.cat(list(pixels_of(frames, config))), *attribute_targets(frames))
     log.info("%d frames for close-ups, %.0f s", len(frames), time.time() - started)
     options = {"lr": args.lr, "seed": args.seed, "bf16": args.bf16}
@@ -205,15 +224,18 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     import numpy as np
     import open_clip
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file, save_file
 
     from revisionllm.demo.clip_data import plan_films, sample_frames
     from revisionllm.demo.clip_heads import AttributeReadout, SpotReadout
 
     torch.manual_seed(args.seed)
-    prepare_folder(args.out, args.seed)
-    config = json.loads((args.out / "open_clip_config.json").read_text())
-    weights = args.out / "open_clip_model.safetensors"
+    if args.init is None:
+        prepare_folder(args.out, args.seed)
+    else:
+        copy_folder(args.out, args.init)
+    config = json.loads((args.out / CONFIG_FILE).read_text())
+    weights = args.out / WEIGHTS_FILE
     cfg = config["model_cfg"]
     model = open_clip.CLIP(cfg["embed_dim"], cfg["vision_cfg"], cfg["text_cfg"])
     model = model.to(memory_format=torch.channels_last)
@@ -233,7 +255,9 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     state_path = args.out / "clip_state.pt"
     first_step, spent_before_s = _resume(state_path, parts)
     model.train()
-    if not first_step:
+    if not first_step and args.init is not None:
+        model.load_state_dict(load_file(args.init / WEIGHTS_FILE))
+    elif not first_step:
         spent_before_s = closeups_first(args, model, spots, films, config)
     # one worker draws frames while the model learns from the last ones
     loader = torch.utils.data.DataLoader(
@@ -297,6 +321,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=Path("checkpoints/demo/clip"), help="folder to write"
     )
+    parser.add_argument("--init", type=Path, help="CLIP to start from, without close-ups first")
     parser.add_argument("--steps", type=int, default=1200, help="optimizer steps")
     parser.add_argument("--batch_size", type=int, default=256, help="frames per step")
     parser.add_argument("--films", type=int, default=300, help="training films of 15 minutes")
@@ -306,6 +331,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--closeup_steps", type=int, default=4500, help="steps on close-ups first")
     parser.add_argument("--closeup_shots", type=int, default=4000, help="shots they come from")
+    parser.add_argument(
+        "--mixed", type=float, default=0.4, help="share of shots with tints between two colours"
+    )
+    parser.add_argument(
+        "--decoded", type=float, default=0.5, help="share of frames as decoded from an mp4"
+    )
     parser.add_argument("--test_shots", type=int, default=600, help="shots it is judged on")
     parser.add_argument("--save_every", type=int, default=100, help="steps between states")
     parser.add_argument("--seed", type=int, default=0)

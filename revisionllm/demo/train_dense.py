@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--out", type=Path, default=Path("checkpoints/demo"), help="folder for base/ and dense/")
     add("--clip", type=Path, default=Path("checkpoints/demo/clip"), help="the demo CLIP")
-    add("--init", type=Path, help="folder with clip/, base/ and dense/ to start from")
+    add("--init", type=Path, help="folder with clip/, base/, dense/ to start from")
     add("--cache", type=Path, default=Path("out/demo_features"), help="features of training films")
     add("--films", type=int, default=90, help="training films")
     add("--val_films", type=int, default=4, help="validation films")
@@ -39,6 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--early_captions", type=int, default=5, help="the same during the first --caption_steps")
     add("--caption_steps", type=int, default=1000, help="steps with more captioning questions")
     add("--other_stages", type=float, default=0.15, help="share asked as sparse and long stages do")
+    add("--frame_steps", type=int, default=3000, help="steps of the adapter alone, first")
+    add("--frame_lr", type=float, default=3e-3, help="peak learning rate of these")
+    add("--frame_windows", type=int, default=12, help="windows for the adapter per later step")
     add("--pointer_layer", type=int, default=3, help="LLM layers below the pointer loss")
     add("--lr", type=float, default=1.5e-3, help="peak learning rate")
     add("--warmup", type=int, default=200, help="steps of linear warm-up")

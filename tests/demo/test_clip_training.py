@@ -8,10 +8,26 @@ import numpy as np
 import torch
 
 from revisionllm.demo import clip_heads
-from revisionllm.demo.clip_data import attributes, plan_films, pose_values, sample_frames
+from revisionllm.demo.clip_data import (
+    Tint,
+    as_films_show,
+    attributes,
+    mixed_tint,
+    plan_films,
+    pose_values,
+    sample_frames,
+)
 from revisionllm.demo.film_features import film_features
-from revisionllm.demo.render import frames
-from revisionllm.demo.world import COLOURS, RADIUS_PX, SHAPES, plan_film, pose_of
+from revisionllm.demo.render import RGB, frames
+from revisionllm.demo.world import (
+    COLOURS,
+    HELD_OUT_PAIRS,
+    RADIUS_PX,
+    SHAPES,
+    Actor,
+    plan_film,
+    pose_of,
+)
 
 
 def test_attributes_name_what_a_frame_shows():
@@ -35,6 +51,54 @@ def test_attributes_name_what_a_frame_shows():
                 )
             else:
                 assert np.isnan(row).all()
+
+
+def test_tints_between_colours_keep_held_out_pairs_out():
+    """Paint is between both colours; a held-out pair is neither nearly pure nor named."""
+    rng = np.random.default_rng(0)
+    most = {True: 0.0, False: 0.0}
+    for _ in range(2000):
+        tint = mixed_tint(Actor("big", "orange", "star"), rng)  # red stars are kept from training
+        one, two = np.array(RGB[tint.colour]), np.array(RGB[tint.second])
+        assert "orange" in (tint.colour, tint.second) and 0 <= tint.share <= 0.5
+        np.testing.assert_allclose(tint.rgb, one * (1 - tint.share) + two * tint.share, atol=0.51)
+        if tint.colour != "orange":
+            is_held_out = (tint.colour, "star") in HELD_OUT_PAIRS
+            most[is_held_out] = max(most[is_held_out], 1 - tint.share)
+    assert 0.6 < most[True] <= 0.7 and most[False] > 0.95
+    plans = plan_films(6, "train")
+    drawn = sample_frames(plans, 200, rng, mixed=1.0)
+    named = [colour for frame in drawn for colour in COLOURS if colour in frame.caption]
+    pairs = {(c, s) for f in drawn for c in COLOURS for s in SHAPES if f"{c} {s}" in f.caption}
+    assert len(named) > 50 and not pairs & HELD_OUT_PAIRS
+    shares = np.concatenate([frame.shapes[frame.shapes > 0] for frame in drawn])
+    assert (shares < 1).mean() > 0.5 and (shares == 1).any()
+
+
+def test_attributes_of_a_tint_are_shared_by_both_colours():
+    plan = plan_film(3, 300.0, "train")
+    shot = next(s for s in plan.shots if len(s.actors) == 1 and 0 < s.first_poses[0].x < 1)
+    time_s = shot.start_s + 0.1
+    shapes, poses = attributes(shot, time_s, [Tint("red", "blue", 0.25)])
+    shape = SHAPES.index(shot.actors[0].shape)
+    red, blue = COLOURS.index("red"), COLOURS.index("blue")
+    assert shapes[red, shape] == 0.75 and shapes[blue, shape] == 0.25 and shapes.sum() == 1
+    assert not np.isnan(poses[red]).any() and np.isnan(poses[blue]).all()
+    known = clip_heads.single_things(torch.from_numpy(shapes), torch.from_numpy(poses))
+    assert known.nonzero().flatten().tolist() == [red]
+
+
+def test_some_frames_are_as_decoded_from_a_film():
+    rng = np.random.default_rng(0)
+    drawn = sample_frames(plan_films(1, "train"), 6, rng)
+    shown = as_films_show(drawn, 0.5, rng)
+    changed = [(a.image != b.image).any() for a, b in zip(drawn, shown, strict=True)]
+    assert sum(changed) == round(0.5 * len(drawn))
+    error = [
+        np.abs(a.image.astype(int) - b.image).mean() for a, b in zip(drawn, shown, strict=True)
+    ]
+    assert max(error) < 6
+    assert [a.caption for a in drawn] == [b.caption for b in shown]
 
 
 def test_closeups_show_their_thing():
@@ -102,3 +166,9 @@ def test_training_resumes_and_loads(tmp_path):
     assert clip.encode_images(frame.image[None]).shape == (1, clip.dim)
     assert train_clip.main(["--out", str(tmp_path), *small]) == 0  # all steps are done
     assert load_clip(str(tmp_path)).fingerprint() == clip.fingerprint()
+    # another one starts from it: no step, no change
+    more = tmp_path / "more"
+    none = ["--out", str(more), "--init", str(tmp_path), *small, "--steps", "1", "--lr", "0"]
+    assert train_clip.main(none) == 0
+    first, second = (load_clip(str(folder)) for folder in (tmp_path, more))
+    assert first.encode_texts(["a red star"])[1].equal(second.encode_texts(["a red star"])[1])

@@ -10,7 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from revisionllm.data.conversations import encode_answer, prompt_pieces
 from revisionllm.demo import dense_data
 from revisionllm.demo.dense_data import Packer, WindowSampler, load_film
-from revisionllm.demo.dense_training import write_tokenizer
+from revisionllm.demo.dense_readout import FrameReadout
+from revisionllm.demo.dense_training import widened, write_tokenizer
+from revisionllm.demo.frame_training import teach_frames
+from revisionllm.demo.world import HELD_OUT_PAIRS
 from revisionllm.grounding.answers import NOT_PRESENT, parse_answer
 from revisionllm.grounding.windows import frame_feature_indices, labels_to_span
 
@@ -66,6 +69,7 @@ def test_negative_questions_are_true_of_nothing_in_the_window(film):
                 query = draw(film, window_s, rng)
                 if query:
                     assert not film.index.events(query.description) & shown
+                    assert query.description.actor[1:] not in HELD_OUT_PAIRS
 
 
 def test_training_frames_are_those_inference_looks_at():
@@ -129,3 +133,34 @@ def packed_logits(llm, visual, packer, batch) -> torch.Tensor:
 def test_window_constants_agree():
     assert pytest.approx(0.6) == dense_data.FRAME_S
     assert pytest.approx(dense_data.FRAME_S) == dense_data.FEATURE_STEP / dense_data.FEATURE_FPS
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_adapter_learns_by_itself_what_frames_show(film, anchored):
+    """Features that tell what is shown make the read-out of the tokens find it; the anchor keeps
+    the tokens near to what they were."""
+    from revisionllm.model.projector import FrameProjector
+
+    torch.manual_seed(0)
+    told = film.table.reshape(len(film.table), -1)
+    shown = dense_data.TrainingFilm(film.plan, film.index, told.astype(np.float16), film.phase)
+    projector, readout = FrameProjector(told.shape[1], 64), FrameReadout(64)
+    features, table = (torch.from_numpy(x[:400]) for x in (shown.features, shown.table))
+    before = projector(features.float()).detach()
+    loss = readout.frame_loss(before, table)[0].item()
+    options = {"steps": 150, "windows": 4, "lr": 1e-2, "seed": 0, "anchored": anchored}
+    teach_frames(projector, readout, [shown], **options)
+    after = projector(features.float()).detach()
+    assert readout.frame_loss(after, table)[0].item() < 0.5 * loss
+    moved = (after - before).square().mean() / before.var()
+    assert moved < 0.5 if anchored else moved > 0.5
+
+
+def test_a_mixer_that_sees_more_starts_as_the_old_one():
+    from revisionllm.model.projector import TemporalMixer
+
+    torch.manual_seed(0)
+    old, new = TemporalMixer(8, 3), TemporalMixer(8, 7)
+    new.load_state_dict(widened(old, new))
+    tokens = torch.randn(2, 11, 8)
+    torch.testing.assert_close(new(tokens), old(tokens))

@@ -1,0 +1,90 @@
+"""Training only: teaches the demo's frame adapter by itself to say what frames show.
+
+Through the LLM an adapter sees a few windows a second, and a question says little about what moves.
+Here linear read-outs are asked of the adapter's own tokens: dozens of windows a second, and every
+frame says what everybody in it does. The LLM then finds it in its tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from revisionllm.demo.dense_data import FRAMES_PER_WINDOW, TrainingFilm, random_window
+from revisionllm.demo.dense_readout import FrameReadout
+
+log = logging.getLogger("train_dense")
+ANCHOR = 5.0  # weight of staying close to the tokens that the LLM knows
+
+
+def draw_windows(films: list[TrainingFilm], count: int, rng) -> tuple[Tensor, Tensor]:
+    """Features [N, F, D] and tables [N, F, C, S] of `count` random windows."""
+    drawn = [random_window(films, rng) for _ in range(count)]
+    parts = [(f.features, f.table) for f, _ in drawn]
+    rows = [slice(first, first + FRAMES_PER_WINDOW) for _, first in drawn]
+    features, tables = (
+        np.stack([part[which][row] for part, row in zip(parts, rows, strict=True)])
+        for which in (0, 1)
+    )
+    return torch.from_numpy(features.astype(np.float32)), torch.from_numpy(tables)
+
+
+def teach_frames(
+    projector: nn.Module,
+    readout: FrameReadout,
+    films: list[TrainingFilm],
+    *,
+    steps: int,
+    windows: int,
+    lr: float,
+    seed: int,
+    anchored: bool,
+) -> None:
+    """Train the adapter with a read-out of its tokens; both in place.
+
+    Args:
+        windows: per step.
+        anchored: whether an LLM reads the tokens already, so that they may not change at will.
+    """
+    before = copy.deepcopy(projector).requires_grad_(False)
+    parameters = [*projector.parameters(), *readout.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
+    started, losses, recent = time.time(), [], []
+    for step in range(steps):
+        rng = np.random.default_rng([seed, 103, step])
+        features, table = draw_windows(films, windows, rng)
+        tokens = projector(features)
+        loss, hits = readout.frame_loss(tokens, table)
+        losses.append(loss.item())
+        if anchored:
+            known = before(features)
+            loss = loss + ANCHOR * (tokens - known).square().mean() / known.var()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        recent.append(hits)
+        if (step + 1) % 100 == 0 or step + 1 == steps:
+            spent_s = time.time() - started
+            eta_min = spent_s / (step + 1) * (steps - step - 1) / 60
+            log.info(
+                "frames, step %d/%d loss %.3f %s, eta %.1f min",
+                *(step + 1, steps, np.mean(losses), share(recent), eta_min),
+            )
+            losses, recent = [], []
+
+
+def share(hits: list[dict[str, tuple[int, int]]]) -> str:
+    """Hits of several steps as text."""
+    parts = []
+    for name in hits[0]:
+        right, total = (sum(h[name][i] for h in hits) for i in (0, 1))
+        parts.append(f"{name} {right / max(1, total):.3f}")
+    return " ".join(parts)

@@ -1,0 +1,236 @@
+"""Teaches the demo's CLIP adapter (sparse and long stages) to find a sentence in a window's frames.
+
+    python revisionllm/demo/train_segments.py --run checkpoints/demo/dense --out out/segments
+
+The sparse stage asks one bit about a window of a frozen LLM; an adapter that starts from nothing
+learns little from that on a CPU. This gives it a start, without the LLM: read-outs of its tokens
+say which frames show whom the sentence is about, which show the event, and whether the window
+does. Writes a run folder for `train.py --stage sparse --init_adapter` and resumes from
+`segments_state.pt` there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+if __package__ in (None, ""):  # started by path: import from the repository, not from here
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from revisionllm.errors import run_entry_point
+from revisionllm.files import replacing, write_json
+
+log = logging.getLogger("train_segments")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """N (window, sentence) pairs: features [N, T, D], words [N, L, D] with their mask [N, L], the
+    frames that show its actor and its event, bool [N, T], and whether the window has it, [N]."""
+
+    features: object
+    words: object
+    mask: object
+    shown: object
+    inside: object
+    present: object
+
+
+class PairSampler:
+    """Draws windows of training films with sentences.
+
+    Args:
+        clip: encodes the sentences.
+        frames_per_window: T.
+        questions: sentences per window.
+        split: wording.
+    """
+
+    def __init__(self, clip, frames_per_window: int, questions: int, split: str = "train") -> None:
+        from revisionllm.demo.dense_data import (
+            FEATURE_FPS,
+            FEATURE_STEP,
+            FRAME_S,
+            FRAMES_PER_WINDOW,
+            WINDOW_S,
+            WindowSampler,
+        )
+        from revisionllm.grounding.windows import frame_feature_indices
+
+        self.sampler = WindowSampler(questions, 0, split)
+        self.frames = frame_feature_indices(
+            -FRAME_S / 2,  # feature 0 is in the middle of its share
+            window_s=WINDOW_S,
+            frames_per_window=frames_per_window,
+            feature_fps=FEATURE_FPS / FEATURE_STEP,
+            num_features=FRAMES_PER_WINDOW,
+        )
+        self.words = lru_cache(maxsize=20000)(lambda text: clip.encode_texts([text])[0][0])
+
+    def draw(self, films, windows: int, rng) -> Pairs:
+        """Pairs of `windows` random windows."""
+        import numpy as np
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        from revisionllm.demo.dense_data import FRAMES_PER_WINDOW, random_window
+
+        drawn = [self.sampler.window(*random_window(films, rng), rng) for _ in range(windows)]
+        asked = [(window, question) for window in drawn for question in window.questions]
+        shown = np.zeros((len(asked), FRAMES_PER_WINDOW), bool)
+        inside = shown.copy()
+        for row, (_, question) in enumerate(asked):
+            shown[row, list(question.shown)] = True
+            if question.span:
+                inside[row, question.span[0] : question.span[1] + 1] = True
+        words = [self.words(question.sentence) for _, question in asked]
+        mask = [torch.ones(len(word), dtype=torch.bool) for word in words]
+        features = np.stack([window.features[self.frames] for window, _ in asked])
+        return Pairs(
+            torch.from_numpy(features.astype(np.float32)),
+            pad_sequence(words, batch_first=True),
+            pad_sequence(mask, batch_first=True),
+            torch.from_numpy(shown[:, self.frames]),
+            torch.from_numpy(inside[:, self.frames]),
+            torch.from_numpy(inside.any(1)),
+        )
+
+
+def build_heads(hidden_size: int):
+    """Read-outs of tokens: of the global one (present) and of frames (shown, inside)."""
+    from torch import nn
+
+    return nn.ModuleDict({"segment": nn.Linear(hidden_size, 1), "frame": nn.Linear(hidden_size, 2)})
+
+
+def losses(adapter, heads, pairs: Pairs):
+    """The loss, and hits: (right, all) of presence and of frames."""
+    import torch
+    from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
+
+    tokens = adapter(pairs.features, pairs.words, pairs.mask, output="all")
+    present = heads["segment"](tokens[:, 0])[:, 0].float()
+    frames = heads["frame"](tokens[:, 1:]).float()
+    truth = torch.stack([pairs.shown, pairs.inside], -1)
+    loss = cross_entropy(present, pairs.present.float())
+    loss = loss + 2 * cross_entropy(frames, truth.float())
+    hits = {}
+    for name, is_so in (("present", pairs.present), ("absent", ~pairs.present)):
+        right = (present > 0) == pairs.present
+        hits[name] = (int(right[is_so].sum()), int(is_so.sum()))
+    for number, name in enumerate(("shown", "inside")):
+        right = (frames[..., number] > 0)[truth[..., number]]
+        hits[name] = (int(right.sum()), len(right))
+    return loss, hits
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train, resuming, and write the run folder."""
+    import numpy as np
+    import torch
+
+    from revisionllm.demo.film_features import training_films
+    from revisionllm.demo.frame_training import share
+    from revisionllm.model.clip import load_clip
+    from revisionllm.model.config import AdapterConfig
+    from revisionllm.model.loading import describe, load_model, save_run
+
+    torch.manual_seed(args.seed)
+    told, _ = describe(args.run)
+    clip = load_clip(told.clip)
+    film_s = args.film_minutes * 60
+    films = training_films(args.films, film_s, "train", Path(told.clip), args.cache, args.workers)
+    options = {"ffn_dim": args.adapter_ffn_dim, "dropout": 0.0, "digit_position_segments": 100}
+    width = told.adapter.feature_dim
+    model = load_model(
+        args.run,
+        device="cpu",
+        dtype="float32",
+        adapter=AdapterConfig("clip", width, output="segment", options=options),
+        stage="sparse",
+        question="yes_no",
+        frames_per_window=args.frames_per_window,
+    )
+    adapter = model.projector.requires_grad_(True)
+    heads = build_heads(adapter.hidden_size)
+    sampler = PairSampler(clip, args.frames_per_window, args.questions)
+    parameters = [*adapter.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, args.lr, total_steps=args.steps, pct_start=0.05
+    )
+    parts = {"adapter": adapter, "heads": heads, "optimizer": optimizer, "schedule": schedule}
+    state_path, first_step = args.out / "segments_state.pt", 0
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        first_step = state["step"]
+        log.info("resuming at step %d", first_step)
+    started, recent, seen = time.time(), [], []
+    adapter.train()
+    for step in range(first_step, args.steps):
+        pairs = sampler.draw(films, args.windows, np.random.default_rng([args.seed, 107, step]))
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+            loss, hits = losses(adapter, heads, pairs)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        recent.append(hits)
+        seen.append(loss.item())
+        done = step + 1
+        if done % 50 == 0 or done == args.steps:
+            spent_s = (time.time() - started) / (done - first_step)
+            log.info(
+                "step %d/%d loss %.3f %s, %.2f s/step, eta %.0f min",
+                *(done, args.steps, np.mean(seen), share(recent), spent_s),
+                spent_s * (args.steps - done) / 60,
+            )
+            recent, seen = [], []
+        if done % args.save_every == 0 or done == args.steps:
+            state = {name: part.state_dict() for name, part in parts.items()} | {"step": done}
+            args.out.mkdir(parents=True, exist_ok=True)
+            with replacing(state_path) as temporary:
+                torch.save(state, temporary)
+            save_run(model, args.out)
+            card = {"command": sys.argv, "args": {k: str(v) for k, v in vars(args).items()}}
+            write_json(args.out / "training.json", card)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--run", type=Path, default=Path("checkpoints/demo/dense"), help="gives base LLM and CLIP")
+    add("--out", type=Path, default=Path("out/train_demo/segments"), help="run folder to write")
+    add("--cache", type=Path, default=Path("out/demo_features"), help="features of training films")
+    add("--films", type=int, default=64, help="training films")
+    add("--film_minutes", type=float, default=60.0, help="their length")
+    add("--frames_per_window", type=int, default=100, help="frames the adapter sees of a window")
+    add("--adapter_ffn_dim", type=int, default=512, help="feed-forward width of the adapter")
+    add("--steps", type=int, default=4000, help="optimizer steps")
+    add("--windows", type=int, default=4, help="windows per step")
+    add("--questions", type=int, default=16, help="sentences per window")
+    add("--lr", type=float, default=1e-3, help="peak learning rate")
+    add("--save_every", type=int, default=250, help="steps between states and run folders")
+    add("--workers", type=int, default=2, help="processes that compute film features")
+    add("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast on the CPU")
+    add("--seed", type=int, default=0)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Returns the exit code."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    return run_entry_point(lambda: train(args) or 0, "train_segments")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The whole curriculum on the demo world, from nothing: CLIP, base LLM, the four stages by the entry point
-# that trains on MAD and VidChapters, calibration, evaluation and a report.
+# The whole curriculum on the demo world, from nothing: CLIP, base LLM, a start for the CLIP adapter, the four
+# stages by the entry point that trains on MAD and VidChapters, calibration, evaluation and a report.
 #
 #   sh scripts/demo/train_all.sh           about three hours on two CPU cores; sizes in scripts/demo/sizes.conf
 #   sh scripts/demo/train_all.sh --quick   all of it at toy size, in minutes, on two processes: a smoke test
@@ -66,10 +66,13 @@ smollm2)
 esac
 step data demo training_files --out "$folder/data" --clip "$folder/clip" --cache "$folder/features" $data
 step stage1_dense stage stage1_dense --stage dense --init_lora "$folder/dense" $train_projector "$@"
-step stage1_sparse stage stage1_sparse --stage sparse --init_lora "$folder/stage1_dense" $sparse "$@"
+step segments demo train_segments --run "$folder/stage1_dense" --out "$folder/segments" \
+    --cache "$folder/features" $segments
+step stage1_sparse stage stage1_sparse --stage sparse --init_lora "$folder/stage1_dense" \
+    --init_adapter "$folder/segments" $coarse $sparse "$@"
 for segments in 33 100; do
     step stage2_long_$segments stage stage2_long_$segments --stage long --num_segments $segments \
-        --init_lora "$folder/stage1_dense" --init_adapter "$folder/stage1_sparse" $long "$@"
+        --init_lora "$folder/stage1_dense" --init_adapter "$folder/stage1_sparse" $coarse $long "$@"
 done
 step judged demo benchmark --checkpoint "$folder/stage1_dense" --out "$folder/judged" --fit_calibration $judge
 step tables demo ablation --checkpoint "$folder/stage1_dense" --out "$folder/tables" \

@@ -1,0 +1,64 @@
+"""The CLIP adapter's start: pairs of windows and sentences, and the program end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from revisionllm.demo import train_segments
+from revisionllm.demo.dense_data import FRAMES_PER_WINDOW, WindowSampler, load_film
+
+DEMO = Path(__file__).resolve().parents[2] / "checkpoints" / "demo"
+
+
+class Words:
+    """A stand-in for CLIP: a sentence of n words has n rows."""
+
+    def encode_texts(self, sentences):
+        return [torch.full((len(s.split()), 4), float(len(s))) for s in sentences], None
+
+
+@pytest.mark.parametrize("frames_per_window", [20, FRAMES_PER_WINDOW])
+def test_pairs_are_the_questions_of_their_windows(frames_per_window):
+    numbers = np.arange(1500, dtype=np.float16)[:, None] * np.ones(4, np.float16)
+    film = load_film(4, 900.0, "train", numbers)
+    sampler = train_segments.PairSampler(Words(), frames_per_window, 12)
+    pairs = sampler.draw([film], 3, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    row = 0
+    for _ in range(3):
+        first = [int(rng.integers(1)), int(rng.integers(1401))][1]
+        window = WindowSampler(12, 0).window(film, first, rng)
+        for question in window.questions:
+            assert pairs.mask[row].sum() == len(question.sentence.split())
+            assert pairs.present[row] == (question.span is not None)
+            # a frame of a coarser window is the one in the middle of its share
+            share = FRAMES_PER_WINDOW / frames_per_window
+            middle = ((np.arange(frames_per_window) + 0.5) * share).astype(int)
+            np.testing.assert_array_equal(pairs.features[row, :, 0], first + middle)
+            inside = [question.span and question.span[0] <= m <= question.span[1] for m in middle]
+            assert pairs.inside[row].tolist() == [bool(is_inside) for is_inside in inside]
+            assert pairs.shown[row].tolist() == [m in question.shown for m in middle]
+            row += 1
+    assert row == len(pairs.present)
+
+
+def test_program_trains_resumes_and_writes_a_sparse_run(tmp_path):
+    from revisionllm.model.loading import load_model
+
+    words = ["--run", str(DEMO / "dense"), "--out", str(tmp_path / "run")]
+    words += ["--cache", str(tmp_path / "cache"), "--films", "1", "--film_minutes", "3"]
+    words += ["--windows", "1", "--questions", "4", "--workers", "1", "--frames_per_window", "10"]
+    words += ["--adapter_ffn_dim", "32", "--save_every", "2"]
+    assert train_segments.main([*words, "--steps", "2"]) == 0
+    model = load_model(tmp_path / "run", device="cpu")
+    config = model.config
+    assert (config.stage, config.question, config.frames_per_window) == ("sparse", "yes_no", 10)
+    assert model.projector.encoder.layers[0].linear1.out_features == 32
+    before = model.projector.mm_projector.weight.clone()
+    assert train_segments.main([*words, "--steps", "2"]) == 0  # nothing left to do
+    again = load_model(tmp_path / "run", device="cpu").projector.mm_projector.weight
+    assert again.equal(before)

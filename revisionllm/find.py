@@ -35,7 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threshold", type=float, default=0.5, help="found means a score of at least this (0.5)"
     )
     parser.add_argument(
-        "--search", choices=SEARCHES, default="planned", help="planned: coarse to fine (default)"
+        "--long",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="runs of the long stage for coarse levels, the coarsest first",
+    )
+    parser.add_argument(
+        "--search",
+        choices=SEARCHES,
+        default="planned",
+        help="planned: coarse to fine, the cheapest way (default) | recursive: through all levels",
     )
     parser.add_argument(
         "--keep",
@@ -67,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_sentences(args.sentences)
     probe(args.video)  # a bad file is told before the model is loaded
-    grounder = Grounder.from_checkpoint(args.checkpoint, device=args.device)
+    grounder = Grounder.from_checkpoint(args.checkpoint, long_runs=args.long, device=args.device)
     grounder.clip.encode_texts(args.sentences)  # and so is a sentence that is too long
     film = grounder.open_film(args.video, features_dir=args.features_dir)
     predictions = grounder.ground(

@@ -6,8 +6,9 @@
         print(prediction.found, prediction.moments[:3])
 
 decode -> CLIP features -> windows -> adapter -> LLM -> answers -> search -> moments. The search
-here is coarse to fine: text-frame cosine of short segments (no model pass), then dense windows
-where segments survived, or every dense window if that is less work for so many sentences.
+here is coarse to fine: text-frame cosine of short segments (no model pass), segments read by the
+LLM if there are runs of the long stage, then dense windows where something survived; or every dense
+window if that is less work for so many sentences.
 Paper: https://arxiv.org/abs/2411.14901, section 3.
 """
 
@@ -23,10 +24,10 @@ from pathlib import Path
 import numpy as np
 
 from revisionllm.errors import UserError
-from revisionllm.eval.plans import DEFAULT_KEEP, film_plans, llm_shape
+from revisionllm.eval.plans import DEFAULT_KEEP, film_plans, llm_shape, long_level
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "demo" / "dense"
-SEARCHES = ("planned", "exhaustive")
+SEARCHES = ("planned", "recursive", "exhaustive")
 
 
 @dataclass(frozen=True)
@@ -75,32 +76,71 @@ class Grounder:
         clip: `model.clip.ClipFeatures` that its config names.
         run: what predictions are signed with.
         calibration: see `grounding.calibration`; None: the score is the presence.
+        long_models: models of the long stage on the same features, the coarsest first.
         budget_mb: memory of the engine's batches in MiB.
+
+    Raises:
+        UserError: a model of `long_models` is not of the long stage.
     """
 
-    def __init__(self, model, clip, *, run: str, calibration=None, budget_mb: int = 1024) -> None:
+    def __init__(
+        self,
+        model,
+        clip,
+        *,
+        run: str,
+        calibration=None,
+        long_models: Sequence = (),
+        budget_mb: int = 1024,
+    ) -> None:
         from revisionllm.engine.dense import DenseEngine
+        from revisionllm.engine.segments import SegmentEngine
 
         self.model, self.clip, self.run, self.calibration = model, clip, run, calibration
-        self.engine = DenseEngine(model, budget_mb=budget_mb)
+        self.engines = {"dense": DenseEngine(model, budget_mb=budget_mb)}
+        self.long_levels = []
+        for long_model in long_models:
+            if long_model.config.stage != "long":
+                raise UserError(
+                    f"a coarse level needs a run of stage long, not {long_model.config.stage};"
+                    " scripts/demo/train_all.sh shows how they are made"
+                )
+            level = long_level(long_model.config)
+            self.long_levels.append(level)
+            self.engines[level.name] = SegmentEngine(long_model, budget_mb=budget_mb)
         self._shape = llm_shape(model)
 
+    @property
+    def engine(self):
+        """The `DenseEngine`."""
+        return self.engines["dense"]
+
     @classmethod
-    def from_checkpoint(cls, checkpoint: str | os.PathLike, *, device: str = "auto") -> Grounder:
+    def from_checkpoint(
+        cls,
+        checkpoint: str | os.PathLike,
+        *,
+        long_runs: Sequence[str | os.PathLike] = (),
+        device: str = "auto",
+    ) -> Grounder:
         """Load a run folder of the dense stage, its CLIP and its calibration.
 
+        Args:
+            long_runs: run folders of the long stage, the coarsest first.
+
         Raises:
-            UserError: no run folder there, or it names no CLIP.
+            UserError: no run folder there, it names no CLIP, or a run of `long_runs` is another's.
         """
         from revisionllm.grounding import calibration
         from revisionllm.model.clip import load_clip
         from revisionllm.model.loading import load_model
 
         folder = Path(checkpoint)
-        if not folder.exists():
-            raise UserError(
-                f"no checkpoint at {folder}; see checkpoints/README.md for what there is"
-            )
+        for run in (folder, *map(Path, long_runs)):
+            if not run.exists():
+                raise UserError(
+                    f"no checkpoint at {run}; see checkpoints/README.md for what there is"
+                )
         model = load_model(folder, device=device)
         if model.config.clip is None:
             raise UserError(
@@ -109,7 +149,8 @@ class Grounder:
         stored = folder / "calibration.json"
         fitted = calibration.from_dict(json.loads(stored.read_text())) if stored.is_file() else None
         clip = load_clip(model.config.clip, device=device)
-        return cls(model, clip, run=folder.name, calibration=fitted)
+        long_models = [load_model(run, device=device) for run in long_runs]
+        return cls(model, clip, run=folder.name, calibration=fitted, long_models=long_models)
 
     # --- films -----------------------------------------------------------------------------------
 
@@ -140,10 +181,13 @@ class Grounder:
     # --- search ----------------------------------------------------------------------------------
 
     def plans(self, duration_s: float, search: str = "planned", keep: float = DEFAULT_KEEP) -> list:
-        """What a search may choose from: every dense window, and unless exhaustive also cosine over
-        short segments first, then the dense windows of those that survive."""
-        plans = film_plans(self.model.config, duration_s, keep=keep)
-        return plans[:1] if search == "exhaustive" else plans
+        """What a search may choose from.
+
+        "exhaustive": every dense window. "recursive": all levels there are, coarse to fine, the
+        long runs' if there are any. "planned": these, and those with less levels.
+        """
+        plans = film_plans(self.model.config, duration_s, keep=keep, long_levels=self.long_levels)
+        return {"exhaustive": plans[:1], "recursive": plans[-1:]}.get(search, plans)
 
     def ground(
         self,
@@ -159,7 +203,8 @@ class Grounder:
         """Find every sentence in the film.
 
         Args:
-            search: "planned" (the cheapest of `plans`) or "exhaustive" (every dense window).
+            search: "planned" (the cheapest of `plans`), "recursive" (every level there is, coarse
+                to fine) or "exhaustive" (every dense window).
             keep: segments that the cosine level keeps, times the root of their number.
             threshold: a sentence is found if its best moment scores at least this.
             top_k: moments per sentence at most.
@@ -175,10 +220,10 @@ class Grounder:
         from revisionllm.eval.film_search import EvalFilm, EvalQuery, PlannedSearcher
 
         check_sentences(sentences)
-        texts = self.clip.encode_texts(list(sentences))[1].numpy()
+        words, texts = self.clip.encode_texts(list(sentences))
         searcher = PlannedSearcher(
             (),
-            {"dense": self.engine},
+            self.engines,
             self.run,
             {"calibration": self.calibration, "threshold": threshold, "top_k": top_k},
             plans=lambda duration_s: self.plans(duration_s, search, keep),
@@ -187,8 +232,10 @@ class Grounder:
         )
         rows = np.asarray(film.features, dtype=np.float32)
         queries = [
-            EvalQuery(f"{film.vid}_{number:03d}", sentence, feature=text)
-            for number, (sentence, text) in enumerate(zip(sentences, texts, strict=True))
+            EvalQuery(f"{film.vid}_{number:03d}", sentence, words=word.numpy(), feature=text)
+            for number, (sentence, word, text) in enumerate(
+                zip(sentences, words, texts.numpy(), strict=True)
+            )
         ]
         return searcher.ground(
             EvalFilm(film.vid, rows, film.feature_fps, film.duration_s, film.key), queries

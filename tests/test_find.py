@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 
 from revisionllm.cli import main
 from revisionllm.demo.render import write_film
@@ -125,6 +126,43 @@ def test_empty_sentence(film, sentence, capsys):
 def test_sentence_longer_than_the_text_encoder_takes(film, capsys):
     assert find(film, "a red ball bounces " * 40) == 2
     assert "too long" in one_line(capsys)
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory) -> Path:
+    """A run of the long stage on the demo's base; its adapter has learned nothing."""
+    from revisionllm.model.config import AdapterConfig
+    from revisionllm.model.loading import load_model, save_run
+
+    torch.manual_seed(0)
+    model = load_model(
+        DEFAULT_CHECKPOINT,
+        device="cpu",
+        adapter=AdapterConfig("clip", 192, output="segment", options={"ffn_dim": 32}),
+        **{"stage": "long", "question": "video", "num_segments": 10, "segment_stride_s": 20.0},
+    )
+    return save_run(model, tmp_path_factory.mktemp("long"))
+
+
+def test_recursion_through_a_long_run(film, features_dir, long_run, capsys):
+    """All levels are looked at, and every sentence still gets its candidates."""
+    words = [film, "a red ball bounces", "the blue star spins", "--features-dir", features_dir]
+    words += ["--json", "--long", long_run]
+    assert find(*words, "--search", "recursive") == 0
+    captured = capsys.readouterr()
+    assert "cosine > long_10 > dense" in captured.err
+    records = [json.loads(line) for line in captured.out.splitlines()]
+    assert [record["cost"]["segments"] > 0 for record in records] == [True, True]
+    assert all(record["cost"]["dense_windows"] == 1 for record in records)
+    assert find(*words, "--search", "exhaustive") == 0
+    exhaustive = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["cost"]["segments"] for r in exhaustive] == [0, 0]
+    assert [r["moments"] for r in records] == [r["moments"] for r in exhaustive]
+
+
+def test_long_run_of_another_stage(film, capsys):
+    assert find(film, "a red ball bounces", "--long", DEFAULT_CHECKPOINT) == 2
+    assert "stage long, not dense" in one_line(capsys)
 
 
 def test_unknown_checkpoint(film, tmp_path, capsys):

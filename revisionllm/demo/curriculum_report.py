@@ -19,8 +19,8 @@ from revisionllm.errors import UserError, run_entry_point
 from revisionllm.files import write_text
 
 STEPS = (
-    *("clip", "base", "data", "stage1_dense", "stage1_sparse", "stage2_long_33"),
-    *("stage2_long_100", "judged", "tables"),
+    *("clip", "base", "data", "stage1_dense", "segments", "stage1_sparse"),
+    *("stage2_long_33", "stage2_long_100", "judged", "tables"),
 )
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "open_clip_torch")
 

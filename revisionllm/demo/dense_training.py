@@ -125,7 +125,8 @@ def warm_start(model, folder: Path, films: list[TrainingFilm]) -> None:
     """Start from the weights of an earlier demo folder (clip/, base/, dense/).
 
     Its adapter reads another CLIP. Where that gives the LLM its tokens, this one is made to give
-    nearly the same ones from its own features, by least squares over frames of `films`.
+    nearly the same ones from its own features, by least squares over frames of `films`. Further
+    temporal layers and wider kernels than it had begin without effect.
     """
     from revisionllm.demo.film_features import film_features
     from revisionllm.model.clip import load_clip

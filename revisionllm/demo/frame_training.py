@@ -25,12 +25,9 @@ ANCHOR = 5.0  # weight of staying close to the tokens that the LLM knows
 def draw_windows(films: list[TrainingFilm], count: int, rng) -> tuple[Tensor, Tensor]:
     """Features [N, F, D] and tables [N, F, C, S] of `count` random windows."""
     drawn = [random_window(films, rng) for _ in range(count)]
-    parts = [(f.features, f.table) for f, _ in drawn]
-    rows = [slice(first, first + FRAMES_PER_WINDOW) for _, first in drawn]
-    features, tables = (
-        np.stack([part[which][row] for part, row in zip(parts, rows, strict=True)])
-        for which in (0, 1)
-    )
+    size = FRAMES_PER_WINDOW
+    features = np.stack([film.features[first : first + size] for film, first in drawn])
+    tables = np.stack([film.table[first : first + size] for film, first in drawn])
     return torch.from_numpy(features.astype(np.float32)), torch.from_numpy(tables)
 
 

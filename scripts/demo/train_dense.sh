@@ -6,5 +6,5 @@
 . "$(dirname -- "$0")/../common.sh"
 use_environment run
 cd "$ROOT"
-run "$PY" revisionllm/demo/train_dense.py --films 64 --windows 6 --questions 16 --steps 6000 \
+run "$PY" revisionllm/demo/train_dense.py --films 108 --windows 6 --questions 16 --steps 6000 \
     --caption_steps 700 "$@"

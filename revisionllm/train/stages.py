@@ -206,7 +206,9 @@ TABLE = (
         defaults=DEMO
         | {
             "init_lora": f"{DEMO_FOLDER}/stage1_dense",
+            "init_adapter": f"{DEMO_FOLDER}/segments",  # demo/train_segments.py
             "output_dir": f"{DEMO_FOLDER}/stage1_sparse",
+            "frames_per_window": 33,
             "adapter_ffn_dim": 512,
             "digit_position_segments": 100,
             "epochs": 1.0,
@@ -225,6 +227,7 @@ TABLE = (
             "init_lora": f"{DEMO_FOLDER}/stage1_dense",
             "lora_init": "continue",
             "init_adapter": f"{DEMO_FOLDER}/stage1_sparse",
+            "frames_per_window": 33,
             "output_dir": f"{DEMO_FOLDER}/stage2_long_{{num_segments}}",
             "epochs": 1.0,
             "global_batch_size": 16,

@@ -83,6 +83,8 @@ def test_demo_runs_all_stages_and_hands_over(quick):
     assert [args.stage for args in stages] == ["dense", "sparse", "long", "long"]
     dense, sparse, *long = stages
     assert sparse.init_lora == dense.output_dir
+    start = next(line for line in result.stdout.splitlines() if "train_segments.py" in line)
+    assert f"--out {sparse.init_adapter} " in start
     for args in long:
         assert (args.init_lora, args.init_adapter) == (dense.output_dir, sparse.output_dir)
     if not quick:  # the script's places are the table's; how long it trains is its own affair

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import shutil
 import sys
 import time
@@ -38,7 +37,7 @@ from revisionllm.demo.dense_data import (
 from revisionllm.demo.dense_losses import Pointer, forward
 from revisionllm.demo.dense_readout import FrameReadout
 from revisionllm.demo.film_features import training_films
-from revisionllm.demo.frame_training import draw_windows, share, teach_frames
+from revisionllm.demo.frame_training import draw_windows, rate, set_rate, share, teach_frames
 from revisionllm.files import replacing, write_json
 
 log = logging.getLogger("train_dense")
@@ -224,14 +223,6 @@ def save_state(path: Path, parts: dict, step: int) -> None:
         torch.save(state, temporary)
 
 
-def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """Linear warm-up, then cosine to a twentieth."""
-    if step < args.warmup:
-        return args.lr * (step + 1) / args.warmup
-    done = (step - args.warmup) / max(1, args.steps - args.warmup)
-    return args.lr * (0.05 + 0.95 * (1 + math.cos(math.pi * min(1.0, done))) / 2)
-
-
 def train(args: argparse.Namespace) -> None:
     """Train, resuming from args.out/dense_state.pt if it is there, and write base/ and dense/."""
     torch.manual_seed(args.seed)
@@ -286,8 +277,7 @@ def train(args: argparse.Namespace) -> None:
         optimizer.zero_grad(set_to_none=True)
         (output.loss + 0.2 * frame_loss).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args)
+        set_rate(optimizer, args.lr * rate(step, args.steps, args.warmup))
         optimizer.step()
         recent.append(output.hits | {f"token_{name}": hit for name, hit in frame_hits.items()})
         losses.append((output.answer_loss.item(), output.pointer_loss.item()))

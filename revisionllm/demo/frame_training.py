@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 
 import numpy as np
@@ -51,7 +52,6 @@ def teach_frames(
     before = copy.deepcopy(projector).requires_grad_(False)
     parameters = [*projector.parameters(), *readout.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
     started, losses, recent = time.time(), [], []
     for step in range(steps):
         rng = np.random.default_rng([seed, 103, step])
@@ -65,8 +65,8 @@ def teach_frames(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
+        set_rate(optimizer, lr * rate(step, steps, steps // 20))
         optimizer.step()
-        schedule.step()
         recent.append(hits)
         if (step + 1) % 100 == 0 or step + 1 == steps:
             spent_s = time.time() - started
@@ -76,6 +76,20 @@ def teach_frames(
                 *(step + 1, steps, np.mean(losses), share(recent), eta_min),
             )
             losses, recent = [], []
+
+
+def rate(step: int, steps: int, warmup: int) -> float:
+    """Part of the peak learning rate: linear warm-up, then cosine to a twentieth."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return 0.05 + 0.95 * (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Use this learning rate from the next step on."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
 
 
 def share(hits: list[dict[str, tuple[int, int]]]) -> str:

@@ -135,7 +135,7 @@ def train(args: argparse.Namespace) -> None:
     import torch
 
     from revisionllm.demo.film_features import training_films
-    from revisionllm.demo.frame_training import share
+    from revisionllm.demo.frame_training import rate, set_rate, share
     from revisionllm.model.clip import load_clip
     from revisionllm.model.config import AdapterConfig
     from revisionllm.model.loading import describe, load_model, save_run
@@ -161,10 +161,7 @@ def train(args: argparse.Namespace) -> None:
     sampler = PairSampler(clip, args.frames_per_window, args.questions)
     parameters = [*adapter.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, args.lr, total_steps=args.steps, pct_start=0.05
-    )
-    parts = {"adapter": adapter, "heads": heads, "optimizer": optimizer, "schedule": schedule}
+    parts = {"adapter": adapter, "heads": heads, "optimizer": optimizer}
     state_path, first_step = args.out / "segments_state.pt", 0
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
@@ -181,8 +178,8 @@ def train(args: argparse.Namespace) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        set_rate(optimizer, args.lr * rate(step, args.steps, args.steps // 20))
         optimizer.step()
-        schedule.step()
         recent.append(hits)
         seen.append(loss.item())
         done = step + 1

@@ -14,7 +14,7 @@ from revisionllm.grounding.cost import ModelShape, Plan, candidate_plans
 from revisionllm.grounding.levels import Level
 
 SEGMENTS_PER_WINDOW = 4  # the cosine level cuts a window into this many segments
-DEFAULT_KEEP = 1.0  # segments kept per square root of their number
+DEFAULT_KEEP = 1.5  # segments kept per square root of their number
 
 
 def dense_level(config) -> Level:

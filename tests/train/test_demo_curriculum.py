@@ -37,4 +37,4 @@ def test_quick_curriculum(tmp_path):
     assert "| stage2_long_100 |" in page and "long_100 > long_33 > dense" in page
     again = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert again.returncode == 0
-    assert again.stderr.count(": done\n") == 10
+    assert again.stderr.count(": done\n") == 11

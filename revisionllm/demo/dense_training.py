@@ -37,8 +37,16 @@ from revisionllm.demo.dense_data import (
 from revisionllm.demo.dense_losses import Pointer, forward
 from revisionllm.demo.dense_readout import FrameReadout
 from revisionllm.demo.film_features import training_films
-from revisionllm.demo.frame_training import draw_windows, rate, set_rate, share, teach_frames
-from revisionllm.files import replacing, write_json
+from revisionllm.demo.frame_training import (
+    draw_windows,
+    load_state,
+    rate,
+    save_state,
+    set_rate,
+    share,
+    teach_frames,
+)
+from revisionllm.files import write_json
 
 log = logging.getLogger("train_dense")
 
@@ -216,13 +224,6 @@ def validate(model, pointer, packer, films, sampler, args, batches: int = 10) ->
     return f"loss {loss:.3f} {share([o.hits for o in outputs])}"
 
 
-def save_state(path: Path, parts: dict, step: int) -> None:
-    """Everything a resumed run needs, written atomically."""
-    state = {name: part.state_dict() for name, part in parts.items()} | {"step": step}
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
-
-
 def train(args: argparse.Namespace) -> None:
     """Train, resuming from args.out/dense_state.pt if it is there, and write base/ and dense/."""
     torch.manual_seed(args.seed)
@@ -243,11 +244,7 @@ def train(args: argparse.Namespace) -> None:
     parts["optimizer"] = optimizer
     state_path, first_step = args.out / "dense_state.pt", 0
     if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        first_step = state["step"]
-        log.info("resuming at step %d", first_step)
+        first_step = load_state(state_path, parts)
     else:
         if args.init is not None:
             warm_start(model, args.init, films[:3])

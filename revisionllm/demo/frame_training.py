@@ -11,6 +11,7 @@ import copy
 import logging
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from revisionllm.demo.dense_data import FRAMES_PER_WINDOW, TrainingFilm, random_window
 from revisionllm.demo.dense_readout import FrameReadout
+from revisionllm.files import replacing
 
 log = logging.getLogger("train_dense")
 ANCHOR = 5.0  # weight of staying close to the tokens that the LLM knows
@@ -90,6 +92,22 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Use this learning rate from the next step on."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def save_state(path: Path, parts: dict, step: int) -> None:
+    """Everything a resumed run needs, written atomically."""
+    state = {name: part.state_dict() for name, part in parts.items()} | {"step": step}
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_state(path: Path, parts: dict) -> int:
+    """Fill the parts from what `save_state` wrote; returns the steps done."""
+    state = torch.load(path, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    log.info("resuming at step %d", state["step"])
+    return state["step"]
 
 
 def share(hits: list[dict[str, tuple[int, int]]]) -> str:

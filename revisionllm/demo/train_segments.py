@@ -23,7 +23,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from revisionllm.errors import run_entry_point
-from revisionllm.files import replacing, write_json
+from revisionllm.files import write_json
 
 log = logging.getLogger("train_segments")
 
@@ -135,7 +135,7 @@ def train(args: argparse.Namespace) -> None:
     import torch
 
     from revisionllm.demo.film_features import training_films
-    from revisionllm.demo.frame_training import rate, set_rate, share
+    from revisionllm.demo.frame_training import load_state, rate, save_state, set_rate, share
     from revisionllm.model.clip import load_clip
     from revisionllm.model.config import AdapterConfig
     from revisionllm.model.loading import describe, load_model, save_run
@@ -164,11 +164,7 @@ def train(args: argparse.Namespace) -> None:
     parts = {"adapter": adapter, "heads": heads, "optimizer": optimizer}
     state_path, first_step = args.out / "segments_state.pt", 0
     if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        first_step = state["step"]
-        log.info("resuming at step %d", first_step)
+        first_step = load_state(state_path, parts)
     started, recent, seen = time.time(), [], []
     adapter.train()
     for step in range(first_step, args.steps):
@@ -192,10 +188,8 @@ def train(args: argparse.Namespace) -> None:
             )
             recent, seen = [], []
         if done % args.save_every == 0 or done == args.steps:
-            state = {name: part.state_dict() for name, part in parts.items()} | {"step": done}
             args.out.mkdir(parents=True, exist_ok=True)
-            with replacing(state_path) as temporary:
-                torch.save(state, temporary)
+            save_state(state_path, parts, done)
             save_run(model, args.out)
             card = {"command": sys.argv, "args": {k: str(v) for k, v in vars(args).items()}}
             write_json(args.out / "training.json", card)

@@ -9,17 +9,33 @@ from pathlib import Path
 import numpy as np
 
 from revisionllm.data.feature_writers import save_npy
-from revisionllm.demo.dense_data import FEATURE_STEP, TrainingFilm, load_film
+from revisionllm.demo.dense_data import FEATURE_FPS, FEATURE_STEP, TrainingFilm, load_film
 from revisionllm.demo.render import frames
 from revisionllm.demo.world import plan_film
 
 CHUNK = 256
+# Windows of a film with all five features a second look at its frames 2, 5, 8, ... (the nearest to
+# the middle of each of their shares, half up). Where only every third is kept, these are the ones.
+FIRST_FRAME = 2
 
 
-def film_features(seed: int, duration_s: float, split: str, clip) -> np.ndarray:
-    """Features [T, D] float16 of every third frame of a film, from frame `seed % 3` on."""
+def film_features(
+    seed: int, duration_s: float, split: str, clip, *, first: int | None = None
+) -> np.ndarray:
+    """Features [T, D] float16 of every third frame of a film, from frame `first` on (None: number
+    `seed % 3`, so that training meets all three)."""
     plan = plan_film(seed, duration_s, split)
-    return encode_frames(frames(plan, first=seed % FEATURE_STEP, step=FEATURE_STEP), clip)
+    first = seed % FEATURE_STEP if first is None else first
+    return encode_frames(frames(plan, first=first, step=FEATURE_STEP), clip)
+
+
+def rows_of_windows(features: np.ndarray, duration_s: float) -> np.ndarray:
+    """Of `film_features` from `FIRST_FRAME` on, rows for windows to look at: [T, D], 5/3 a second.
+
+    Windows take row i + 1 for their frame i (half up again), so that has to be film frame 3 i + 2.
+    """
+    rows = np.concatenate([features[:1], features])
+    return rows[: round(duration_s * FEATURE_FPS / FEATURE_STEP)]
 
 
 def encode_frames(images: Iterable[np.ndarray], clip) -> np.ndarray:

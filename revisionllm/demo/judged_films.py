@@ -15,7 +15,7 @@ from revisionllm.data.feature_writers import save_npy
 from revisionllm.eval.film_search import EvalFilm, EvalQuery
 from revisionllm.grounding.levels import Question, WindowAnswer
 
-SEED_STEP = 3  # such films' features begin with their first frame
+SEED_STEP = 3
 
 
 class MemoEngine:
@@ -57,16 +57,16 @@ def judged_film(
     Raises:
         ValueError: the film has too few events for so many sentences.
     """
-    from revisionllm.demo.film_features import film_features
+    from revisionllm.demo.film_features import FIRST_FRAME, film_features, rows_of_windows
     from revisionllm.demo.films import film_sentences
     from revisionllm.demo.world import plan_film
 
     seed, duration_s = first_seed + SEED_STEP * number, minutes * 60
-    path = cache / f"{clip.fingerprint()}-{duration_s:g}s-{split}-{seed}.npy"
+    path = cache / f"{clip.fingerprint()}-{duration_s:g}s-{split}-{seed}-from{FIRST_FRAME}.npy"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        save_npy(path, film_features(seed, duration_s, split, clip))
-    rows = np.load(path, allow_pickle=False).astype(np.float32)
+        save_npy(path, film_features(seed, duration_s, split, clip, first=FIRST_FRAME))
+    rows = rows_of_windows(np.load(path, allow_pickle=False), duration_s).astype(np.float32)
     plan = plan_film(seed, duration_s, split)
     asked = film_sentences(plan, num_present, num_absent)
     words, features = clip.encode_texts([a.sentence for a in asked])

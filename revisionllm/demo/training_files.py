@@ -25,11 +25,12 @@ from revisionllm.errors import UserError, run_entry_point
 
 
 def film_plans(num_films: int, minutes: float) -> list[Any]:
-    """Plans of training films whose features begin with their first frame (`film_features`)."""
+    """Plans of training films whose `film_features` begin where `rows_of_windows` needs it."""
     from revisionllm.demo.dense_data import FEATURE_STEP
+    from revisionllm.demo.film_features import FIRST_FRAME
     from revisionllm.demo.world import plan_film
 
-    seeds = range(0, FEATURE_STEP * num_films, FEATURE_STEP)
+    seeds = [FIRST_FRAME + FEATURE_STEP * number for number in range(num_films)]
     return [plan_film(seed, minutes * 60, "train") for seed in seeds]
 
 
@@ -55,7 +56,7 @@ def query_records(records: dict[str, dict], clip: Any) -> Iterator[tuple[str, di
 def write_files(args: argparse.Namespace) -> None:
     """Write what is missing in `args.out`."""
     from revisionllm.data.feature_writers import save_npy, write_lmdb
-    from revisionllm.demo.film_features import cached_features
+    from revisionllm.demo.film_features import cached_features, rows_of_windows
     from revisionllm.demo.films import write_annotations
     from revisionllm.model.clip import load_clip
 
@@ -70,7 +71,8 @@ def write_files(args: argparse.Namespace) -> None:
     for plan, source in zip(plans, computed, strict=True):
         path = args.out / "features" / f"{plan.film_id}.npy"
         if not path.exists():
-            save_npy(path, np.load(source, allow_pickle=False))
+            rows = np.load(source, allow_pickle=False)
+            save_npy(path, rows_of_windows(rows, plan.duration_s))
     if not (args.out / "text_features").exists():
         write_lmdb(args.out / "text_features", query_records(records, clip))
     write_annotations(args.out / "annotations.json", records)

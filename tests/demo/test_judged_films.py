@@ -1,0 +1,52 @@
+"""Films for measurements: their windows must show what those of a film with all features show."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from revisionllm.demo import film_features as rendering
+from revisionllm.demo.dense_data import (
+    FEATURE_FPS,
+    FRAMES_PER_WINDOW,
+    STRIDE_S,
+    WINDOW_S,
+)
+from revisionllm.demo.judged_films import judged_film
+from revisionllm.demo.render import frames
+from revisionllm.demo.world import plan_film
+from revisionllm.grounding.windows import dense_windows, frame_feature_indices
+
+SEED, MINUTES = 5000, 4.0
+
+
+def brightness(images) -> np.ndarray:
+    """Stands in for CLIP: a few pixels of each frame tell it from the others."""
+    return np.stack([image[::7, ::7].astype(np.float32).ravel()[:200] for image in images])
+
+
+def test_windows_show_the_frames_that_windows_of_all_features_show(tmp_path):
+    clip = SimpleNamespace(
+        fingerprint=lambda: "no_clip",
+        encode_images=brightness,
+        encode_texts=lambda texts: ([np.zeros((1, 4))] * len(texts), torch.zeros(len(texts), 4)),
+    )
+    film, _ = judged_film(
+        0, MINUTES, clip, tmp_path, num_present=2, num_absent=1, first_seed=SEED, split="test"
+    )
+    plan = plan_film(SEED, MINUTES * 60, "test")
+    everything = rendering.encode_frames(frames(plan), clip)
+    config = SimpleNamespace(frames_per_window=FRAMES_PER_WINDOW, time_mapping="centered")
+    windows = dense_windows(film.duration_s, window_s=WINDOW_S, stride_s=STRIDE_S)
+    assert len(windows) > 3
+    for window in windows:
+        indices = frame_feature_indices(
+            window.start_s,
+            window_s=window.end_s - window.start_s,
+            frames_per_window=FRAMES_PER_WINDOW,
+            feature_fps=FEATURE_FPS,
+            num_features=len(everything),
+        )
+        assert np.array_equal(film.window_frames(window, config), everything[indices])

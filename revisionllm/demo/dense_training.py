@@ -250,7 +250,10 @@ def train(args: argparse.Namespace) -> None:
             warm_start(model, args.init, films[:3])
             earlier = args.init / state_path.name
             if earlier.exists():
-                pointer.load_state_dict(torch.load(earlier, weights_only=True)["pointer"])
+                state = torch.load(earlier, weights_only=True)
+                pointer.load_state_dict(state["pointer"])
+                if "tokens" in state:  # none before the adapter was taught by itself
+                    tokens.load_state_dict(state["tokens"])
         teach_frames(
             *(model.projector, tokens, films),
             steps=args.frame_steps,

@@ -192,7 +192,8 @@ def absent(index: FactIndex, rng: np.random.Generator, tries: int = 50) -> Descr
 @dataclass(frozen=True)
 class Phrases:
     """Verb phrases of one action. {way}: the direction of motion, {origin}: where it comes from,
-    {it}: the other actor. `test` phrases are used by the test split only."""
+    {it}: the other actor. `test` phrases are used by the test split only, `MORE` by training only.
+    """
 
     plain: tuple[str, ...]
     directed: tuple[str, ...] = ()
@@ -281,6 +282,93 @@ PHRASES = {
         needs_other=True,
     ),
 }
+# A language model that has read nothing else takes three wordings of an action for idioms. Many
+# more, which share their words among actions, teach it what each word does to a sentence.
+MORE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # plain, directed
+    "enter": (
+        ("is coming in", "moves into the picture", "is coming into view", "moves in", "appears"),
+        (
+            "comes into view from the {origin}",
+            "moves into the picture from the {origin}",
+            "comes in from the {origin} side",
+            "enters the picture from the {origin}",
+            "is coming in from the {origin}",
+        ),
+    ),
+    "leave": (
+        ("is going out", "moves out of the picture", "goes out of view", "is leaving", "moves out"),
+        (
+            "goes out of view to the {way}",
+            "moves out of the picture to the {way}",
+            "goes out to the {way} side",
+            "leaves the picture to the {way}",
+            "moves out to the {way}",
+            "is leaving to the {way}",
+        ),
+    ),
+    "cross": (
+        ("goes across the picture", "is moving across", "crosses", "moves across the picture"),
+        (
+            "crosses the picture to the {way}",
+            "moves across from {origin} to {way}",
+            "goes across from {origin} to {way}",
+            "moves across to the {way} side",
+            "crosses from the {origin} to the {way} side",
+        ),
+    ),
+    "stop": (
+        ("comes in and stops in the middle", "moves in and stops", "goes in and stops"),
+        (
+            "comes from the {origin} side to the middle",
+            "moves to the middle from the {origin}",
+            "goes to the middle from the {origin} and stops",
+            "comes in from the {origin} and stops",
+            "goes in from the {origin} and stops in the middle",
+        ),
+    ),
+    "rise": (("slowly rises", "is rising", "is moving up", "keeps rising", "slowly goes up"), ()),
+    "fall": (("slowly sinks", "is sinking", "is going down", "keeps sinking", "goes down"), ()),
+    "bounce": (
+        ("bounces", "is hopping", "keeps hopping up and down", "is hopping up and down"),
+        (),
+    ),
+    "shake": (("shakes", "is trembling", "keeps trembling", "is shaking from side to side"), ()),
+    "spin": (("spins around", "is spinning", "turns around", "is turning around and around"), ()),
+    "grow": (("is growing", "keeps growing", "becomes bigger", "gets larger", "slowly grows"), ()),
+    "shrink": (
+        ("is shrinking", "keeps shrinking", "becomes smaller", "is getting tiny", "slowly shrinks"),
+        (),
+    ),
+    "blink": (("blinks", "is flickering", "keeps flickering", "flickers on and off"), ()),
+    "circle": (
+        ("moves in a circle", "is flying around in a loop", "keeps going round", "goes in circles"),
+        (),
+    ),
+    "follow": (
+        ("is following {it}", "keeps following {it}", "comes after {it}", "is going after {it}"),
+        (
+            "comes after {it} to the {way}",
+            "is following {it} to the {way}",
+            "keeps going after {it} to the {way}",
+        ),
+    ),
+    "meet": (
+        ("comes to meet {it}", "moves up to {it}", "is meeting {it}", "is coming up to {it}"),
+        (
+            "moves up to {it} from the {origin}",
+            "comes from the {origin} up to {it}",
+            "goes from the {origin} to meet {it}",
+        ),
+    ),
+    "jump": (
+        ("is jumping over {it}", "bounces over {it}", "goes over {it}", "is leaping over {it}"),
+        (
+            "jumps over {it} from {origin} to {way}",
+            "bounces over {it} to the {way}",
+            "goes over {it} to the {way}",
+        ),
+    ),
+}
 WORDS = {
     "small": ("small", "little", "tiny"),
     "big": ("big", "large", "huge"),
@@ -327,10 +415,12 @@ def phrase(description: Description, rng: np.random.Generator, split: str = "tra
     """Word a description as one sentence, lower case, without a final full stop.
 
     In the test split half of the sentences use a verb phrase or a sentence frame that training
-    never uses.
+    never uses; in the training split half of them one of `MORE`.
     """
     phrases = PHRASES[description.action]
     train_verbs = phrases.directed if description.direction else phrases.plain
+    if split == "train" and rng.random() < 0.5:
+        train_verbs = MORE[description.action][bool(description.direction)]
     test_verbs = phrases.test_directed if description.direction else phrases.test
     held_out = split == "test" and rng.random() < 0.5
     verbs = test_verbs if held_out and test_verbs else train_verbs

@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 
 from revisionllm.demo.language import (
+    MORE,
     PHRASES,
     TEST_FRAMES,
     TRAIN_FRAMES,
     WORDS,
+    Description,
     FactIndex,
     Query,
     absent_query,
     event_query,
     film_queries,
+    phrase,
 )
 from revisionllm.demo.world import (
     HELD_OUT_PAIRS,
@@ -135,14 +138,31 @@ def test_held_out_wording_uses_known_words_only():
         return {word for text in texts for word in text.replace(",", " ").split()}
 
     known = words(TRAIN_FRAMES) | words(w for ws in WORDS.values() for w in ws) | {"a", "an", "the"}
-    known |= words(t for p in PHRASES.values() for t in p.plain + p.directed)
+    trained = [t for p in PHRASES.values() for t in p.plain + p.directed]
+    trained += [t for plain, directed in MORE.values() for t in plain + directed]
+    known |= words(trained)
     held_out = words(TEST_FRAMES) | words(
         t for p in PHRASES.values() for t in p.test + p.test_directed
     )
     assert held_out <= known
-    training = {t for p in PHRASES.values() for t in p.plain + p.directed} | set(TRAIN_FRAMES)
     testing = {t for p in PHRASES.values() for t in p.test + p.test_directed} | set(TEST_FRAMES)
-    assert not training & testing
+    assert not {*trained, *TRAIN_FRAMES} & testing
+
+
+def test_only_training_meets_more_wordings_and_each_means_one_action():
+    actions = {}
+    for action, phrases in PHRASES.items():
+        plain, directed = MORE[action]
+        assert bool(directed) == bool(phrases.directed)
+        for wording in phrases.plain + phrases.directed + plain + directed:
+            assert actions.setdefault(wording, action) == action
+            assert ("{it}" in wording) == phrases.needs_other
+    more = [wording.format(way="left") for wording in MORE["leave"][1]]
+    described = Description("leave", (None, "red", "ring"), "left")
+    rng = np.random.default_rng(0)
+    for split in SPLITS:
+        said = " | ".join(phrase(described, rng, split) for _ in range(200))
+        assert any(wording in said for wording in more) == (split == "train")
 
 
 def test_same_seed_same_film_and_sentences():

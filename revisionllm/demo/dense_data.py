@@ -144,6 +144,8 @@ class WindowSampler:
         captions: how many of them are captioning questions.
         split: wording ("train" never uses test phrases).
         other_stages: share of the others that are asked as in the sparse and long stages, 0..1.
+        negatives: also ask for what the window does not show (otherwise captions take their place,
+            for the ablation).
     """
 
     def __init__(
@@ -152,7 +154,9 @@ class WindowSampler:
         captions: int,
         split: str = "train",
         other_stages: float = 0.0,
+        negatives: bool = True,
     ) -> None:
+        self.negatives = negatives
         self.questions_per_window = questions_per_window
         self.other_stages = other_stages
         self.captions = captions
@@ -165,9 +169,13 @@ class WindowSampler:
         wanted = self.questions_per_window - self.captions
         cast = film.seen[first : first + FRAMES_PER_WINDOW]
         questions = [self._caption(film, start_s, rng) for _ in range(self.captions)]
-        questions += self._present(film, window_s, wanted // 2, cast, rng)
+        present = wanted // 2 if self.negatives else wanted
+        questions += self._present(film, window_s, present, cast, rng)
         while len(questions) < self.questions_per_window:
-            questions.append(self._negative(film, window_s, cast, rng))
+            if self.negatives:
+                questions.append(self._negative(film, window_s, cast, rng))
+            else:
+                questions.append(self._caption(film, start_s, rng))
         for number, question in enumerate(questions):
             if question.grounds and rng.random() < self.other_stages:
                 style = ("yes_no", "video")[int(rng.integers(2))]

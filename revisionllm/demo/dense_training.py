@@ -268,7 +268,12 @@ def train(args: argparse.Namespace) -> None:
     for step in range(first_step, args.steps):
         rng = np.random.default_rng([args.seed, 101, step])
         captions = args.early_captions if step < args.caption_steps else args.captions
-        sampler = WindowSampler(args.questions, captions, other_stages=args.other_stages)
+        sampler = WindowSampler(
+            args.questions,
+            captions,
+            other_stages=args.other_stages,
+            negatives=args.negatives,
+        )
         batch = make_batch(films, sampler, packer, args.windows, rng)
         more, table = draw_windows(films, args.frame_windows, rng)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):

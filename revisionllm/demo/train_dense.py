@@ -39,6 +39,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--early_captions", type=int, default=5, help="the same during the first --caption_steps")
     add("--caption_steps", type=int, default=1000, help="steps with more captioning questions")
     add("--other_stages", type=float, default=0.15, help="share asked as sparse and long stages do")
+    add(
+        "--negatives",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="ask for what a window does not show, too; without: for the ablation",
+    )
     add("--frame_steps", type=int, default=3000, help="steps of the adapter alone, first")
     add("--frame_lr", type=float, default=3e-3, help="peak learning rate of these")
     add("--frame_windows", type=int, default=12, help="windows for the adapter per later step")

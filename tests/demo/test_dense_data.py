@@ -72,6 +72,13 @@ def test_negative_questions_are_true_of_nothing_in_the_window(film):
                     assert query.description.actor[1:] not in HELD_OUT_PAIRS
 
 
+def test_without_negatives_nothing_is_absent(film):
+    window = WindowSampler(20, 2, negatives=False).window(film, 300, np.random.default_rng(5))
+    assert len(window.questions) == 20
+    assert all(question.answer != NOT_PRESENT for question in window.questions)
+    assert sum(question.span is not None for question in window.questions) > 5
+
+
 def test_training_frames_are_those_inference_looks_at():
     """Training takes every third frame from a phase; the same seconds as the window arithmetic."""
     for seed in range(3):

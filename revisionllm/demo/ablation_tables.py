@@ -84,15 +84,16 @@ class Setting:
         self.engine = MemoEngine(DenseEngine(self.model, explore=0.0), {})
         self._films: dict = {}
 
-    def films(self, minutes: float, *, split: str = "test") -> list:
+    def films(self, minutes: float, *, split: str = "test", all_features: bool = False) -> list:
         """(film, queries) of one length."""
-        if (minutes, split) not in self._films:
+        key = (minutes, split, all_features)
+        if key not in self._films:
             count, seed = (self.args.films, TEST_SEED)
             if split == "val":
                 count, seed = self.args.val_films, VAL_SEED
             room = max(1, int(minutes // 2))  # a short film has fewer events to ask for
             num_present, num_absent = min(self.args.present, room), min(self.args.absent, room)
-            self._films[minutes, split] = [
+            self._films[key] = [
                 judged_film(
                     number,
                     minutes,
@@ -102,10 +103,11 @@ class Setting:
                     num_absent=num_absent,
                     first_seed=seed,
                     split=split,
+                    all_features=all_features,
                 )
                 for number in range(count)
             ]
-        return self._films[minutes, split]
+        return self._films[key]
 
     def dense(self) -> Level:
         """The run's dense windows."""
@@ -316,7 +318,7 @@ def sampling(setting: Setting) -> Rows:
     """Frames per window, stride, and refinement below dense."""
     from revisionllm.engine.dense import DenseEngine
 
-    films, dense = setting.films(setting.minutes), setting.dense()
+    films, dense = setting.films(setting.minutes, all_features=True), setting.dense()
     options = {"calibration": setting.calibration}
     rows = []
     for factor in (0.5, 1.0, 2.0):

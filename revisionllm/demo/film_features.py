@@ -20,13 +20,19 @@ FIRST_FRAME = 2
 
 
 def film_features(
-    seed: int, duration_s: float, split: str, clip, *, first: int | None = None
+    seed: int,
+    duration_s: float,
+    split: str,
+    clip,
+    *,
+    first: int | None = None,
+    step: int = FEATURE_STEP,
 ) -> np.ndarray:
-    """Features [T, D] float16 of every third frame of a film, from frame `first` on (None: number
-    `seed % 3`, so that training meets all three)."""
+    """Features [T, D] float16 of every third frame of a film (`step`), from frame `first` on (None:
+    number `seed % 3`, so that training meets all three)."""
     plan = plan_film(seed, duration_s, split)
     first = seed % FEATURE_STEP if first is None else first
-    return encode_frames(frames(plan, first=first, step=FEATURE_STEP), clip)
+    return encode_frames(frames(plan, first=first, step=step), clip)
 
 
 def rows_of_windows(features: np.ndarray, duration_s: float) -> np.ndarray:

@@ -51,8 +51,12 @@ def judged_film(
     num_absent: int,
     first_seed: int,
     split: str = "test",
+    all_features: bool = False,
 ) -> tuple[EvalFilm, list[EvalQuery]]:
     """Film number `number` of a set, and its queries; absent ones have `gt` [].
+
+    Args:
+        all_features: five features a second; otherwise only those that windows look at.
 
     Raises:
         ValueError: the film has too few events for so many sentences.
@@ -62,11 +66,15 @@ def judged_film(
     from revisionllm.demo.world import plan_film
 
     seed, duration_s = first_seed + SEED_STEP * number, minutes * 60
-    path = cache / f"{clip.fingerprint()}-{duration_s:g}s-{split}-{seed}-from{FIRST_FRAME}.npy"
+    kind = "all" if all_features else f"from{FIRST_FRAME}"
+    path = cache / f"{clip.fingerprint()}-{duration_s:g}s-{split}-{seed}-{kind}.npy"
     if not path.exists():
+        which = {"first": 0, "step": 1} if all_features else {"first": FIRST_FRAME}
         cache.mkdir(parents=True, exist_ok=True)
-        save_npy(path, film_features(seed, duration_s, split, clip, first=FIRST_FRAME))
-    rows = rows_of_windows(np.load(path, allow_pickle=False), duration_s).astype(np.float32)
+        save_npy(path, film_features(seed, duration_s, split, clip, **which))
+    features = np.load(path, allow_pickle=False)
+    rows = features if all_features else rows_of_windows(features, duration_s)
+    rows = rows.astype(np.float32)
     plan = plan_film(seed, duration_s, split)
     asked = film_sentences(plan, num_present, num_absent)
     words, features = clip.encode_texts([a.sentence for a in asked])

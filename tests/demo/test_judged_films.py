@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
 from revisionllm.demo import film_features as rendering
@@ -17,7 +18,7 @@ from revisionllm.demo.dense_data import (
 from revisionllm.demo.judged_films import judged_film
 from revisionllm.demo.render import frames
 from revisionllm.demo.world import plan_film
-from revisionllm.grounding.windows import dense_windows, frame_feature_indices
+from revisionllm.grounding.windows import dense_windows
 
 SEED, MINUTES = 5000, 4.0
 
@@ -33,20 +34,22 @@ def test_windows_show_the_frames_that_windows_of_all_features_show(tmp_path):
         encode_images=brightness,
         encode_texts=lambda texts: ([np.zeros((1, 4))] * len(texts), torch.zeros(len(texts), 4)),
     )
-    film, _ = judged_film(
-        0, MINUTES, clip, tmp_path, num_present=2, num_absent=1, first_seed=SEED, split="test"
+    few, everything = (
+        judged_film(
+            *(0, MINUTES, clip, tmp_path),
+            num_present=2,
+            num_absent=1,
+            first_seed=SEED,
+            all_features=all_features,
+        )[0]
+        for all_features in (False, True)
     )
-    plan = plan_film(SEED, MINUTES * 60, "test")
-    everything = rendering.encode_frames(frames(plan), clip)
+    assert few.feature_fps == pytest.approx(FEATURE_FPS / 3) and everything.feature_fps == 5
+    whole = rendering.encode_frames(frames(plan_film(SEED, MINUTES * 60, "test")), clip)
+    assert np.array_equal(everything.rows, whole)
     config = SimpleNamespace(frames_per_window=FRAMES_PER_WINDOW, time_mapping="centered")
-    windows = dense_windows(film.duration_s, window_s=WINDOW_S, stride_s=STRIDE_S)
+    windows = dense_windows(few.duration_s, window_s=WINDOW_S, stride_s=STRIDE_S)
     assert len(windows) > 3
     for window in windows:
-        indices = frame_feature_indices(
-            window.start_s,
-            window_s=window.end_s - window.start_s,
-            frames_per_window=FRAMES_PER_WINDOW,
-            feature_fps=FEATURE_FPS,
-            num_features=len(everything),
-        )
-        assert np.array_equal(film.window_frames(window, config), everything[indices])
+        shown = few.window_frames(window, config)
+        assert np.array_equal(shown, everything.window_frames(window, config))

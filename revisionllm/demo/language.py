@@ -314,6 +314,8 @@ MORE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # plain, directed
             "goes across from {origin} to {way}",
             "moves across to the {way} side",
             "crosses from the {origin} to the {way} side",
+            "goes from {origin} to {way}",
+            "flies from {origin} to {way}",
         ),
     ),
     "stop": (
@@ -345,15 +347,30 @@ MORE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # plain, directed
         (),
     ),
     "follow": (
-        ("is following {it}", "keeps following {it}", "comes after {it}", "is going after {it}"),
+        (
+            "is following {it}",
+            "keeps following {it}",
+            "comes along after {it}",
+            "is going after {it}",
+            "flies after {it}",
+            "moves along behind {it}",
+        ),
         (
             "comes after {it} to the {way}",
             "is following {it} to the {way}",
             "keeps going after {it} to the {way}",
+            "flies after {it} to the {way}",
         ),
     ),
     "meet": (
-        ("comes to meet {it}", "moves up to {it}", "is meeting {it}", "is coming up to {it}"),
+        (
+            "comes to meet {it}",
+            "moves up to {it}",
+            "is meeting {it}",
+            "is coming up to {it}",
+            "goes over to {it}",
+            "goes close to {it}",
+        ),
         (
             "moves up to {it} from the {origin}",
             "comes from the {origin} up to {it}",

@@ -26,7 +26,9 @@ import numpy as np
 from revisionllm.errors import UserError
 from revisionllm.eval.plans import DEFAULT_KEEP, film_plans, llm_shape, long_level
 
-DEFAULT_CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "demo" / "dense"
+DEMO_WEIGHTS = Path(__file__).resolve().parents[1] / "checkpoints" / "demo"
+DEFAULT_CHECKPOINT = DEMO_WEIGHTS / "dense"
+DEFAULT_LONG_RUNS = (DEMO_WEIGHTS / "long_100", DEMO_WEIGHTS / "long_33")
 SEARCHES = ("planned", "recursive", "exhaustive")
 
 
@@ -80,7 +82,8 @@ class Grounder:
         budget_mb: memory of the engine's batches in MiB.
 
     Raises:
-        UserError: a model of `long_models` is not of the long stage.
+        UserError: a model of `long_models` is not of the long stage, or two of them are the same
+            level.
     """
 
     def __init__(
@@ -106,6 +109,11 @@ class Grounder:
                     " scripts/demo/train_all.sh shows how they are made"
                 )
             level = long_level(long_model.config)
+            if level.name in self.engines:
+                raise UserError(
+                    f"two long runs read {long_model.config.num_segments} segments at once;"
+                    " give one run for each number"
+                )
             self.long_levels.append(level)
             self.engines[level.name] = SegmentEngine(long_model, budget_mb=budget_mb)
         self._shape = llm_shape(model)

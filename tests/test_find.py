@@ -165,6 +165,11 @@ def test_long_run_of_another_stage(film, capsys):
     assert "stage long, not dense" in one_line(capsys)
 
 
+def test_two_long_runs_of_one_size(film, long_run, capsys):
+    assert find(film, "a red ball bounces", "--long", long_run, long_run) == 2
+    assert "two long runs read 10 segments" in one_line(capsys)
+
+
 def test_unknown_checkpoint(film, tmp_path, capsys):
     assert find(film, "a red ball bounces", "--checkpoint", tmp_path / "nothing") == 2
     assert "nothing" in one_line(capsys)

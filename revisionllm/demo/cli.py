@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from revisionllm.grounder import DEFAULT_CHECKPOINT, SEARCHES
+from revisionllm.grounder import DEFAULT_CHECKPOINT, DEFAULT_LONG_RUNS, SEARCHES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,10 +23,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--absent", type=int, default=2, help="sentences that never happen (2)")
     parser.add_argument("--seed", type=int, default=1000, help="which film (1000)")
     parser.add_argument(
-        "--search", choices=SEARCHES, default="planned", help="planned: coarse to fine (default)"
+        "--search",
+        choices=SEARCHES,
+        default="planned",
+        help="planned: coarse to fine, the cheapest way (default) | recursive: through all levels",
     )
     parser.add_argument(
         "--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="run folder (the demo's)"
+    )
+    parser.add_argument(
+        "--long",
+        type=Path,
+        nargs="*",
+        metavar="RUN",
+        help="runs of the long stage, the coarsest first (those beside the demo's run)",
     )
 
 
@@ -48,7 +58,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"cannot make the film: {error}; choose more --minutes") from error
     args.out.mkdir(parents=True, exist_ok=True)
     film_path = render(plan, args.out / "film.mp4")
-    grounder = Grounder.from_checkpoint(args.checkpoint)
+    long_runs = DEFAULT_LONG_RUNS if args.checkpoint == DEFAULT_CHECKPOINT else ()
+    if args.long is not None:
+        long_runs = args.long
+    grounder = Grounder.from_checkpoint(args.checkpoint, long_runs=long_runs)
     film = grounder.open_film(film_path, features_dir=args.out / "features")
     texts = [sentence.sentence for sentence in sentences]
     predictions = grounder.ground(film, texts, search=args.search, verbose=True)

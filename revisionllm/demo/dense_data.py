@@ -210,7 +210,9 @@ class WindowSampler:
     def _negative(self, film: TrainingFilm, window_s, cast, rng) -> Question:
         kind = rng.random()
         while True:
-            if kind < 0.6:
+            if kind < 0.25:
+                query = self._swapped(film, window_s, rng)
+            elif kind < 0.6:
                 query = self._near_miss(film, window_s, rng)
             elif kind < 0.93:
                 query = self._from_elsewhere(film, window_s, rng)
@@ -219,6 +221,23 @@ class WindowSampler:
             if query:
                 return _grounding(query, None, cast)
             kind = rng.random()
+
+    def _swapped(self, film, window_s, rng) -> Query | None:
+        """What the window shows, said of somebody else who is there: another actor, or of two that
+        act together each in the other's part."""
+        facts = [f for f in film.plan.facts if _overlaps(f.start_s, f.end_s, window_s)]
+        if len(facts) < 2:
+            return None
+        one, other = (facts[i] for i in rng.choice(len(facts), 2, replace=False))
+        true_one = describe(film.index, one, rng)
+        if true_one is None:
+            return None
+        actor = other.actor
+        size = true_one.actor[0] and actor.size
+        wrong = replace(true_one, actor=(size, actor.colour, actor.shape))
+        if true_one.other and rng.random() < 0.5:
+            wrong = replace(true_one, actor=true_one.other, other=true_one.actor)
+        return self._untrue(film, facts, wrong, rng)
 
     def _near_miss(self, film, window_s, rng) -> Query | None:
         """What the window shows with one attribute changed, and true of nothing in the window."""
@@ -230,6 +249,10 @@ class WindowSampler:
             return None
         names = ("action", "action", "direction", "colour", "shape", "shape", "place", "size")
         wrong = change_one(true_one, names[int(rng.integers(len(names)))], rng)
+        return self._untrue(film, facts, wrong, rng)
+
+    def _untrue(self, film, facts, wrong: Description, rng) -> Query | None:
+        """Words for it, if it may be asked and is true of none of the facts."""
         shown = {fact.event_id for fact in facts}
         if not may_be_asked(wrong, self.split) or film.index.events(wrong) & shown:
             return None

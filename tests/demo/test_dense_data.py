@@ -64,9 +64,10 @@ def test_negative_questions_are_true_of_nothing_in_the_window(film):
         shown = {
             f.event_id for f in film.plan.facts if f.start_s < window_s[1] and f.end_s > window_s[0]
         }
-        for draw in (sampler._near_miss, sampler._from_elsewhere):
-            for _ in range(40):
-                query = draw(film, window_s, rng)
+        for draw in (sampler._swapped, sampler._near_miss, sampler._from_elsewhere):
+            drawn = [draw(film, window_s, rng) for _ in range(40)]
+            assert sum(query is not None for query in drawn) > 5
+            for query in drawn:
                 if query:
                     assert not film.index.events(query.description) & shown
                     assert query.description.actor[1:] not in HELD_OUT_PAIRS

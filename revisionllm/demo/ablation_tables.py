@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from revisionllm.demo.benchmark import (
+    PARTS,
     Asked,
     chance_row,
     clip_row,
@@ -274,11 +275,11 @@ def confidence(setting: Setting) -> Rows:
     val, films = setting.films(setting.minutes, split="val"), setting.films(setting.minutes)
     rows = []
     kinds = {
-        "presence": ("presence",),
+        "presence": ("log_odds",),
         "entropy": ("entropy",),
         "cosine": ("cosine",),
-        "presence, entropy, cosine": ("presence", "entropy", "cosine"),
-        "all, with agreement": ("presence", "entropy", "cosine", "support"),
+        "presence, entropy, cosine": ("log_odds", "entropy", "cosine"),
+        "all, with a second window": PARTS,
     }
 
     windows = setting.windows

@@ -72,9 +72,10 @@ def ask_split(grounder, args: argparse.Namespace, split: str, seeds: range, sear
     return asked
 
 
-def fit_calibration(
-    predictions: list, names: Sequence[str] = ("presence", "entropy", "cosine", "support")
-):
+PARTS = ("log_odds", "entropy", "cosine", "support", "second_look", "seen_twice")
+
+
+def fit_calibration(predictions: list, names: Sequence[str] = PARTS):
     """Confidence from the parts of a moment, fitted on validation films.
 
     Two steps, because there are two questions. A logistic fit over all moments of "this one is

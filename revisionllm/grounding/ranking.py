@@ -15,18 +15,21 @@ from revisionllm.grounding.windows import merge_ranges
 Range = tuple[float, float]
 
 VETO_FACTOR = 0.1  # a moment that the coarse levels contradict ranks behind those they support
+_LEAST_CHANCE = 1e-5  # keeps log odds finite
 _ROUNDING = 1e-5  # how far a probability in half or single precision may leave 0..1
 WHOLE_WINDOW_WEIGHT = 0.1  # a window offered as a moment because nothing was answered
 
 
 @dataclass
 class Candidates:
-    """Spans before ranking, arrays of one length N: seconds `[N, 2]` and `[N]` each."""
+    """Spans before ranking, arrays of one length N: seconds `[N, 2]` and `[N]` each; `answer` is
+    the number of the answer that proposed the span."""
 
     spans_s: np.ndarray
     presence: np.ndarray
     entropy: np.ndarray
     weight: np.ndarray
+    answer: np.ndarray
 
     def __len__(self) -> int:
         return len(self.spans_s)
@@ -39,8 +42,8 @@ def candidates_of(answers: Sequence[WindowAnswer], duration_s: float) -> Candida
         ValueError: a number is not finite, or a presence or weight is outside 0..1.
     """
     rows = [
-        (span.start_s, span.end_s, answer.presence, answer.entropy, span.score)
-        for answer in answers
+        (span.start_s, span.end_s, answer.presence, answer.entropy, span.score, number)
+        for number, answer in enumerate(answers)
         for span in answer.spans
     ]
     return _table(rows, duration_s)
@@ -53,12 +56,16 @@ def take(found: Candidates, indices: np.ndarray) -> Candidates:
         found.presence[indices],
         found.entropy[indices],
         found.weight[indices],
+        found.answer[indices],
     )
 
 
 def whole_windows(answers: Sequence[WindowAnswer], duration_s: float) -> Candidates:
     """Each answer's window as a candidate of little weight."""
-    rows = [(a.start_s, a.end_s, a.presence, a.entropy, WHOLE_WINDOW_WEIGHT) for a in answers]
+    rows = [
+        (a.start_s, a.end_s, a.presence, a.entropy, WHOLE_WINDOW_WEIGHT, number)
+        for number, a in enumerate(answers)
+    ]
     return _table(rows, duration_s)
 
 
@@ -130,6 +137,7 @@ def support_factors(
 
 def rank(
     found: Candidates,
+    answers: Sequence[WindowAnswer],
     *,
     query: int,
     level: Level,
@@ -142,14 +150,18 @@ def rank(
 ) -> list[Moment]:
     """Ranked moments: score = confidence x the span's weight x `factor`, overlaps suppressed.
 
-    The confidence is `calibration` of the parts (presence, entropy, support, and cosine when it can
-    be had); without a calibration it is the presence. `merge_iou`: near-duplicates become their
-    weighted mean first.
+    The confidence is `calibration` of the parts (presence and its log odds, entropy, support, what
+    another window says, and cosine when it can be had); without a calibration it is the presence.
+    `answers`: all that the level gave, those that name nothing among them. `merge_iou`:
+    near-duplicates become their weighted mean first.
     """
     if not len(found):
         return []
     parts = {"presence": found.presence, "entropy": found.entropy}
+    parts["log_odds"] = log_odds(found.presence)
     parts["support"] = support(found.spans_s, found.presence)
+    asked = answers if level.kind == "dense" else ()  # segments' answers are about many windows
+    parts["second_look"], parts["seen_twice"] = second_looks(found, asked)
     if cosine is not None:
         parts["cosine"] = np.asarray(cosine(query, found.spans_s), dtype=np.float64)
         _require_finite(parts["cosine"], "cosine")
@@ -184,6 +196,34 @@ def support(spans_s: np.ndarray, presence: np.ndarray) -> np.ndarray:
     return agreement
 
 
+def log_odds(presence: np.ndarray) -> np.ndarray:
+    """Log odds of probabilities, within 11.5 of 0: tells 0.99 from 0.9999, as `presence` cannot."""
+    return np.log(presence + _LEAST_CHANCE) - np.log(1 - presence + _LEAST_CHANCE)
+
+
+def second_looks(
+    found: Candidates, answers: Sequence[WindowAnswer]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the window says that shows most of a span, apart from the one that proposed it.
+
+    Returns:
+        `[N]` log odds of that window's presence times the share of the span that it shows; and
+        `[N]` that share, 0..1. Both are 0 where no other window was asked.
+    """
+    if not answers:
+        return np.zeros(len(found)), np.zeros(len(found))
+    bounds = np.array([(a.start_s, a.end_s) for a in answers])
+    starts_s, ends_s = found.spans_s[:, :1], found.spans_s[:, 1:]
+    shared_s = np.minimum(ends_s, bounds[:, 1]) - np.maximum(starts_s, bounds[:, 0])
+    shares = np.clip(shared_s / (ends_s - starts_s), 0.0, 1.0)
+    rows = np.arange(len(found))
+    shares[rows, found.answer] = 0.0
+    other = shares.argmax(axis=1)
+    share = shares[rows, other]
+    says = log_odds(np.clip([a.presence for a in answers], 0.0, 1.0))
+    return says[other] * share, share
+
+
 def _best_overlap(
     spans_s: np.ndarray, ranges: Sequence[Range], scores: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -192,8 +232,8 @@ def _best_overlap(
     return touching.any(axis=1), np.where(touching, np.array(scores), 0.0).max(axis=1)
 
 
-def _table(rows: list[tuple[float, float, float, float, float]], duration_s: float) -> Candidates:
-    table = np.array(rows, dtype=np.float64).reshape(-1, 5)
+def _table(rows: list[tuple], duration_s: float) -> Candidates:
+    table = np.array(rows, dtype=np.float64).reshape(-1, 6)
     _require_finite(table, "answer")
     chances = table[:, [2, 4]]
     if (chances < -_ROUNDING).any() or (chances > 1 + _ROUNDING).any():
@@ -201,7 +241,7 @@ def _table(rows: list[tuple[float, float, float, float, float]], duration_s: flo
     table[:, [2, 4]] = np.clip(chances, 0.0, 1.0)
     table[:, :2] = np.clip(table[:, :2], 0.0, duration_s)
     table = table[table[:, 0] < table[:, 1]]
-    return Candidates(table[:, :2], table[:, 2], table[:, 3], table[:, 4])
+    return Candidates(table[:, :2], *table[:, 2:5].T, table[:, 5].astype(np.int64))
 
 
 def _require_finite(values: np.ndarray, what: str) -> None:

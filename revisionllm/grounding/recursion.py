@@ -74,8 +74,8 @@ def search_many(
             twice per level, with the questions of all queries; never for cosine levels.
         cosine: `cosine(query, spans_s [N, 2]) -> [N]`, text-frame cosine; needed by cosine levels.
             Without it fallbacks take evenly spaced windows and moments have no part "cosine".
-        calibration: confidence out of {presence, entropy, cosine}; without it the confidence is
-            the presence.
+        calibration: confidence out of the parts that `ranking.rank` names; without it the
+            confidence is the presence.
         threshold: a query is found if its best moment's score is at least this.
         top_k: moments per query at most.
         nms_iou: a moment that overlaps a better one by more is dropped.
@@ -315,8 +315,9 @@ class _Run:
 
     def result(self, query: int, rank: Callable, threshold: float) -> SearchResult:
         """Rank what the last level found for one query."""
-        found = self._candidates(query)
-        moments = rank(found, query=query, factor=self._factors(query, found.spans_s))
+        answers = [answer for _, answer in self.levels[-1].answers[query]]
+        found = self._candidates(query, answers)
+        moments = rank(found, answers, query=query, factor=self._factors(query, found.spans_s))
         confidence = moments[0].score if moments else 0.0
         return SearchResult(
             found=bool(moments) and confidence >= threshold,
@@ -327,9 +328,8 @@ class _Run:
             answers={at.level.name: [a for _, a in at.answers[query]] for at in self.levels},
         )
 
-    def _candidates(self, query: int) -> ranking.Candidates:
-        """Spans of the last level; without any, its best windows as they are."""
-        answers = [answer for _, answer in self.levels[-1].answers[query]]
+    def _candidates(self, query: int, answers: list[WindowAnswer]) -> ranking.Candidates:
+        """Spans of the last level's answers; without any, its best windows as they are."""
         found = ranking.candidates_of(answers, self.duration_s)
         if len(found):
             return found

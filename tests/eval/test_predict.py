@@ -54,7 +54,8 @@ def test_every_window_of_every_query_is_answered(dense, capsys):
         scores = [moment.score for moment in prediction.moments]
         assert scores == sorted(scores, reverse=True)
         for moment in prediction.moments:
-            assert set(moment.parts) == {"presence", "entropy", "cosine", "support"}
+            others = {"entropy", "cosine", "support", "log_odds", "second_look", "seen_twice"}
+            assert set(moment.parts) == {"presence"} | others
             assert 0 <= moment.start_s < moment.end_s <= prediction.duration_s
 
 

@@ -343,7 +343,8 @@ def test_scores_are_calibrated_presence_times_weight():
 
     plain = search(60.0, [DENSE], predict)
     assert [m.score for m in plain.moments] == [0.8, 0.4]
-    assert plain.moments[0].parts == {"presence": 0.8, "entropy": 0.3, "support": 0.0}
+    parts = {"presence": 0.8, "entropy": 0.3, "support": 0.0, "second_look": 0.0, "seen_twice": 0.0}
+    assert plain.moments[0].parts == pytest.approx(parts | {"log_odds": math.log(4)}, abs=1e-4)
     assert plain.moments[0].level == "dense"
     calibration = fit_isotonic("presence", [0.0, 0.8, 0.8], [False, True, False])
     calibrated = search(

@@ -129,7 +129,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def warm_start(model, folder: Path, films: list[TrainingFilm]) -> None:
-    """Start from the weights of an earlier demo folder (clip/, base/, dense/).
+    """Start from the weights of an earlier demo folder (base/, dense/, which names its CLIP).
 
     Its adapter reads another CLIP. Where that gives the LLM its tokens, this one is made to give
     nearly the same ones from its own features, by least squares over frames of `films`. Further
@@ -149,7 +149,7 @@ def warm_start(model, folder: Path, films: list[TrainingFilm]) -> None:
             nn.init.zeros_(mixer.pointwise.weight)
             nn.init.zeros_(mixer.pointwise.bias)
     new.position.load_state_dict(old.position.state_dict())
-    clip = load_clip(str(folder / "clip"))
+    clip = load_clip(earlier.config.clip)
     inputs, tokens = [], []
     with torch.no_grad():
         for film in films:

@@ -141,7 +141,7 @@ def train(args: argparse.Namespace) -> None:
     from revisionllm.model.loading import describe, load_model, save_run
 
     torch.manual_seed(args.seed)
-    told, _ = describe(args.run)
+    told, known = describe(args.run)
     clip = load_clip(told.clip)
     film_s = args.film_minutes * 60
     films = training_films(args.films, film_s, "train", Path(told.clip), args.cache, args.workers)
@@ -157,6 +157,9 @@ def train(args: argparse.Namespace) -> None:
         frames_per_window=args.frames_per_window,
     )
     adapter = model.projector.requires_grad_(True)
+    numbers = known.tensors.get("position.table")
+    if numbers is not None and numbers.shape == adapter.position.table.shape:
+        adapter.position.table.data.copy_(numbers)  # the LLM can read these: its frames have them
     heads = build_heads(adapter.hidden_size)
     sampler = PairSampler(clip, args.frames_per_window, args.questions)
     parameters = [*adapter.parameters(), *heads.parameters()]

@@ -232,6 +232,7 @@ TABLE = (
             "epochs": 1.0,
             "global_batch_size": 16,
             "per_device_batch_size": 8,
+            "learning_rate": 2e-3,
         },
     ),
 )

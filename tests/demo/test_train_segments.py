@@ -58,6 +58,8 @@ def test_program_trains_resumes_and_writes_a_sparse_run(tmp_path):
     config = model.config
     assert (config.stage, config.question, config.frames_per_window) == ("sparse", "yes_no", 10)
     assert model.projector.encoder.layers[0].linear1.out_features == 32
+    known = load_model(DEMO / "dense", device="cpu").projector.position.table
+    assert model.projector.position.table.equal(known)  # the numbers that the LLM reads already
     before = model.projector.mm_projector.weight.clone()
     assert train_segments.main([*words, "--steps", "2"]) == 0  # nothing left to do
     again = load_model(tmp_path / "run", device="cpu").projector.mm_projector.weight

@@ -26,8 +26,7 @@ class Level:
         zooms: for segments: ask once per zoom z, with `group_size // z` segments repeated z times.
         min_votes: for several zooms: what this many of them agree on survives.
         keep_top, keep_fraction: at most so many of the level's answers survive, best first; the
-        larger
-            of the two when both are given, all when none is.
+            larger of the two when both are given, all when none is.
         min_score: answers below it do not survive. Cosine levels: the cosine. Other levels:
             presence times the span's weight, 0..1; without it an answer survives if it names a
             span (or `yes`).

@@ -212,6 +212,14 @@ def test_demo_writes_everything_and_again_quickly(tmp_path, capsys):
     assert (out / "film.mp4").stat().st_mtime_ns == film_time  # not rendered again
 
 
+def test_demo_through_the_long_runs_that_ship(tmp_path, capsys):
+    arguments = ["demo", "--out", str(tmp_path), "--minutes", "3", "--present", "2"]
+    assert main([*arguments, "--absent", "1", "--search", "recursive"]) == 0
+    assert "cosine > long_100 > long_33 > dense" in capsys.readouterr().err
+    records = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["cost"]["segments"] > 0 for line in records)
+
+
 def test_demo_film_too_short(tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path), "--minutes", "0.5", "--present", "90"]) == 2
     assert "--minutes" in one_line(capsys)

@@ -26,6 +26,7 @@ from revisionllm.grounder import DEFAULT_CHECKPOINT, DEFAULT_KEEP
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7)
 VAL_SEED, TEST_SEED = 500, 2000  # no training or quickstart film has these
+PARTS = ("log_odds", "entropy", "cosine", "support", "second_look", "seen_twice")  # of a confidence
 
 
 @dataclass
@@ -70,9 +71,6 @@ def ask_split(grounder, args: argparse.Namespace, split: str, seeds: range, sear
         asked.truth += [sentence.span_s for sentence in sentences]
         print(f"{plan.film_id}: {len(sentences)} sentences", file=sys.stderr)
     return asked
-
-
-PARTS = ("log_odds", "entropy", "cosine", "support", "second_look", "seen_twice")
 
 
 def fit_calibration(predictions: list, names: Sequence[str] = PARTS):

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="*",
         metavar="RUN",
-        help="runs of the long stage, the coarsest first (those beside the demo's run)",
+        help="runs of the long stage, the coarsest first (recursive: those beside the demo's run)",
     )
 
 
@@ -58,9 +58,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"cannot make the film: {error}; choose more --minutes") from error
     args.out.mkdir(parents=True, exist_ok=True)
     film_path = render(plan, args.out / "film.mp4")
-    long_runs = DEFAULT_LONG_RUNS if args.checkpoint == DEFAULT_CHECKPOINT else ()
-    if args.long is not None:
-        long_runs = args.long
+    long_runs = args.long
+    if long_runs is None:  # the demo's cheapest plan never has them: no need to load them for it
+        own = args.search == "recursive" and args.checkpoint == DEFAULT_CHECKPOINT
+        long_runs = DEFAULT_LONG_RUNS if own else ()
     grounder = Grounder.from_checkpoint(args.checkpoint, long_runs=long_runs)
     film = grounder.open_film(film_path, features_dir=args.out / "features")
     texts = [sentence.sentence for sentence in sentences]

@@ -27,7 +27,7 @@ from revisionllm.demo.language import (
     may_be_asked,
     phrase,
 )
-from revisionllm.demo.world import FILM_FPS, FilmPlan, plan_film, pose_of
+from revisionllm.demo.world import FILM_FPS, Fact, FilmPlan, plan_film, pose_of
 from revisionllm.grounding.answers import NOT_PRESENT, format_segments, format_span
 from revisionllm.grounding.windows import span_to_labels
 
@@ -73,6 +73,10 @@ class TrainingFilm:
     def window_start_s(self, first: int) -> float:
         """Start of the window whose first frame is feature number `first` (frame centres)."""
         return self.time_s(first) - FRAME_S / 2
+
+    def facts_in(self, window_s: tuple[float, float]) -> list[Fact]:
+        """The facts that a window shows some of."""
+        return [f for f in self.plan.facts if _overlaps(f.start_s, f.end_s, window_s)]
 
     @cached_property
     def seen(self) -> list[tuple[str, list]]:
@@ -187,7 +191,7 @@ class WindowSampler:
         )
 
     def _present(self, film, window_s, count, cast, rng) -> list[Question]:
-        facts = [f for f in film.plan.facts if _overlaps(f.start_s, f.end_s, window_s)]
+        facts = film.facts_in(window_s)
         chosen: list[Question] = []
         for position in rng.permutation(len(facts)):
             fact = facts[position]
@@ -225,7 +229,7 @@ class WindowSampler:
     def _swapped(self, film, window_s, rng) -> Query | None:
         """What the window shows, said of somebody else who is there: another actor, or of two that
         act together each in the other's part."""
-        facts = [f for f in film.plan.facts if _overlaps(f.start_s, f.end_s, window_s)]
+        facts = film.facts_in(window_s)
         if len(facts) < 2:
             return None
         one, other = (facts[i] for i in rng.choice(len(facts), 2, replace=False))
@@ -241,7 +245,7 @@ class WindowSampler:
 
     def _near_miss(self, film, window_s, rng) -> Query | None:
         """What the window shows with one attribute changed, and true of nothing in the window."""
-        facts = [f for f in film.plan.facts if _overlaps(f.start_s, f.end_s, window_s)]
+        facts = film.facts_in(window_s)
         if not facts:
             return None
         true_one = describe(film.index, facts[int(rng.integers(len(facts)))], rng)
@@ -261,7 +265,7 @@ class WindowSampler:
     def _from_elsewhere(self, film, window_s, rng) -> Query | None:
         """A true sentence about another part of the film, at best about what the window shows."""
         facts = film.plan.facts
-        shown = {f.actor for f in facts if _overlaps(f.start_s, f.end_s, window_s)}
+        shown = {f.actor for f in film.facts_in(window_s)}
         for _ in range(4):
             fact = facts[int(rng.integers(len(facts)))]
             if not _overlaps(fact.start_s, fact.end_s, window_s) and fact.actor in shown:

@@ -15,7 +15,7 @@ from revisionllm.data.feature_writers import save_npy
 from revisionllm.eval.film_search import EvalFilm, EvalQuery
 from revisionllm.grounding.levels import Question, WindowAnswer
 
-SEED_STEP = 3
+SEED_STEP = 3  # from one film of a set to the next; any number would do
 
 
 class MemoEngine:

@@ -17,6 +17,7 @@ from revisionllm.data.conversations import encode_answer, prompt_pieces, questio
 from revisionllm.demo.captions import frame_caption, on_screen
 from revisionllm.demo.dense_readout import said, shown_table
 from revisionllm.demo.language import (
+    UNSIZED,
     Description,
     FactIndex,
     Query,
@@ -38,6 +39,14 @@ FEATURE_FPS = 5.0
 FEATURE_STEP = 3  # a window looks at every third feature: 100 of 300
 FRAME_S = WINDOW_S / FRAMES_PER_WINDOW
 CAPTION_QUESTION = "Frame {frame:02d} shows"
+# How often `_confusable` sentences differ in each column of `TrainingFilm.attributes`: in what they
+# do, which way, where, in size, colour, shape, and in size, colour and shape of the other one
+CONFUSED = np.array([4, 4, 0.5, 1, 1.5, 3, 0.5, 1, 1])
+# attributes that near misses change, as often as they stand here
+NEAR_MISSES = (
+    *("action", "action", "action", "shape", "shape", "shape"),
+    *("direction", "direction", "size", "size", "colour", "place"),
+)
 SPAN_QUESTION = "From {first:02d} to {last:02d} we see"
 
 
@@ -77,6 +86,17 @@ class TrainingFilm:
     def facts_in(self, window_s: tuple[float, float]) -> list[Fact]:
         """The facts that a window shows some of."""
         return [f for f in self.plan.facts if _overlaps(f.start_s, f.end_s, window_s)]
+
+    @cached_property
+    def attributes(self) -> np.ndarray:
+        """What each of the plan's facts says, `[N, 9]` of str: a column per attribute."""
+        rows = []
+        for fact in self.plan.facts:
+            a, b = fact.actor, fact.other
+            partner = (b.size, b.colour, b.shape) if b else ("", "", "")
+            way = fact.direction or ""
+            rows.append((fact.action, way, fact.place, a.size, a.colour, a.shape, *partner))
+        return np.array(rows)
 
     @cached_property
     def seen(self) -> list[tuple[str, list]]:
@@ -212,31 +232,58 @@ class WindowSampler:
         return chosen
 
     def _negative(self, film: TrainingFilm, window_s, cast, rng) -> Question:
-        kind = rng.random()
         while True:
-            if kind < 0.25:
+            kind = rng.random()
+            if kind < 0.35:
+                query = self._confusable(film, window_s, rng)
+            elif kind < 0.55:
                 query = self._swapped(film, window_s, rng)
-            elif kind < 0.6:
+            elif kind < 0.8:
                 query = self._near_miss(film, window_s, rng)
-            elif kind < 0.93:
+            elif kind < 0.95:
                 query = self._from_elsewhere(film, window_s, rng)
             else:
                 query = absent_query(film.index, rng, self.split)
             if query:
                 return _grounding(query, None, cast)
-            kind = rng.random()
+
+    def _confusable(self, film, window_s, rng) -> Query | None:
+        """A true sentence about elsewhere that differs in one attribute from what the window shows.
+
+        What a search over the whole film gets wrong: sentences say just what tells their event from
+        the film's others, so that a size or a direction decides as often as an action.
+        """
+        facts = film.plan.facts
+        inside = np.array([_overlaps(f.start_s, f.end_s, window_s) for f in facts])
+        if not inside.any():
+            return None
+        table, away = film.attributes, np.flatnonzero(~inside)
+        shown = table[inside][int(rng.integers(inside.sum()))]
+        differs = table[away] != shown
+        near = differs.sum(1) == 1
+        if not near.any():
+            return None
+        columns = np.unique(differs[near].argmax(1))
+        weights = CONFUSED[columns] / CONFUSED[columns].sum()
+        chosen = away[near & differs[:, rng.choice(columns, p=weights)]]
+        fact = facts[chosen[int(rng.integers(len(chosen)))]]
+        return event_query(film.index, fact, rng, self.split)
 
     def _swapped(self, film, window_s, rng) -> Query | None:
-        """What the window shows, said of somebody else who is there: another actor, or of two that
-        act together each in the other's part."""
+        """What the window shows, said of somebody else who is there: another actor, half of the
+        time of the same colour or shape, or of two that act together each in the other's part."""
         facts = film.facts_in(window_s)
         if len(facts) < 2:
             return None
-        one, other = (facts[i] for i in rng.choice(len(facts), 2, replace=False))
+        one = facts[int(rng.integers(len(facts)))]
+        others = [f.actor for f in facts if f.actor != one.actor]
+        alike = [a for a in others if a.colour == one.actor.colour or a.shape == one.actor.shape]
+        if alike and rng.random() < 0.5:
+            others = alike
         true_one = describe(film.index, one, rng)
-        if true_one is None:
+        if true_one is None or not others:
             return None
-        actor = other.actor
+        actor = others[int(rng.integers(len(others)))]
         size = true_one.actor[0] and actor.size
         wrong = replace(true_one, actor=(size, actor.colour, actor.shape))
         if true_one.other and rng.random() < 0.5:
@@ -248,12 +295,16 @@ class WindowSampler:
         facts = film.facts_in(window_s)
         if not facts:
             return None
-        true_one = describe(film.index, facts[int(rng.integers(len(facts)))], rng)
+        fact = facts[int(rng.integers(len(facts)))]
+        true_one = describe(film.index, fact, rng)
         if true_one is None:
             return None
-        names = ("action", "action", "direction", "colour", "shape", "shape", "place", "size")
-        wrong = change_one(true_one, names[int(rng.integers(len(names)))], rng)
-        return self._untrue(film, facts, wrong, rng)
+        name = NEAR_MISSES[int(rng.integers(len(NEAR_MISSES)))]
+        if name == "direction":  # a description seldom names it
+            true_one = replace(true_one, direction=fact.direction)
+        if name == "size" and fact.action not in UNSIZED:
+            true_one = replace(true_one, actor=(fact.actor.size, *true_one.actor[1:]))
+        return self._untrue(film, facts, change_one(true_one, name, rng), rng)
 
     def _untrue(self, film, facts, wrong: Description, rng) -> Query | None:
         """Words for it, if it may be asked and is true of none of the facts."""

@@ -46,6 +46,7 @@ from revisionllm.demo.frame_training import (
     share,
     teach_frames,
 )
+from revisionllm.errors import UserError
 from revisionllm.files import write_json
 
 log = logging.getLogger("train_dense")
@@ -56,7 +57,7 @@ class Sizes:
     """The LLM's shape. Vocabulary and positions just fit the demo's prompts."""
 
     hidden_size: int = 192
-    layers: int = 5
+    layers: int = 7
     heads: int = 6
     intermediate_size: int = 512
     vocab_size: int = 700
@@ -133,14 +134,14 @@ def warm_start(model, folder: Path, films: list[TrainingFilm]) -> None:
 
     Its adapter reads another CLIP. Where that gives the LLM its tokens, this one is made to give
     nearly the same ones from its own features, by least squares over frames of `films`. Further
-    temporal layers and wider kernels than it had begin without effect.
+    layers, of LLM and adapter, and wider kernels than it had begin without effect.
     """
     from revisionllm.demo.film_features import film_features
     from revisionllm.model.clip import load_clip
     from revisionllm.model.loading import load_model
 
     earlier = load_model(folder / "dense", device="cpu", dtype="float32")
-    model.llm.load_state_dict(earlier.llm.state_dict())
+    deepen(model.llm, earlier.llm)
     old, new = earlier.projector, model.projector
     for number, mixer in enumerate(new.temporal):
         if number < len(old.temporal):
@@ -165,6 +166,27 @@ def warm_start(model, folder: Path, films: list[TrainingFilm]) -> None:
         new.linear.bias.copy_(solution[-1])
         missed = (table @ solution - target).square().mean() / target.var(0).mean()
     log.info("frame tokens of %s fitted; %.0f %% of their variance missed", folder, 100 * missed)
+
+
+def deepen(llm, earlier) -> None:
+    """Copy the weights of an LLM of the same width and as many or fewer layers.
+
+    The layers that it lacks copy its last ones, each behind its own, and write nothing at first:
+    block expansion, https://arxiv.org/abs/2401.02415.
+    """
+    layers, known = llm.model.layers, earlier.model.layers
+    more = len(layers) - len(known)
+    single = len(known) - more
+    if not 0 <= more <= len(known):
+        raise UserError(f"cannot grow an LLM of {len(known)} layers to {len(layers)}")
+    sources = [*range(single), *(i for i in range(single, len(known)) for _ in (0, 1))]
+    state = {k: v for k, v in earlier.state_dict().items() if not k.startswith("model.layers.")}
+    for number, source in enumerate(sources):
+        repeated = number > 0 and sources[number - 1] == source
+        for name, value in known[source].state_dict().items():
+            writes = name in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+            state[f"model.layers.{number}.{name}"] = 0 * value if repeated and writes else value
+    llm.load_state_dict(state)
 
 
 def widened(old, new) -> dict:

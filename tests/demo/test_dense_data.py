@@ -11,9 +11,11 @@ from revisionllm.data.conversations import encode_answer, prompt_pieces
 from revisionllm.demo import dense_data
 from revisionllm.demo.dense_data import Packer, WindowSampler, load_film
 from revisionllm.demo.dense_readout import FrameReadout
-from revisionllm.demo.dense_training import widened, write_tokenizer
+from revisionllm.demo.dense_training import deepen, widened, write_tokenizer
 from revisionllm.demo.frame_training import teach_frames
+from revisionllm.demo.language import differences
 from revisionllm.demo.world import HELD_OUT_PAIRS
+from revisionllm.errors import UserError
 from revisionllm.grounding.answers import NOT_PRESENT, parse_answer
 from revisionllm.grounding.windows import frame_feature_indices, labels_to_span
 
@@ -64,13 +66,58 @@ def test_negative_questions_are_true_of_nothing_in_the_window(film):
         shown = {
             f.event_id for f in film.plan.facts if f.start_s < window_s[1] and f.end_s > window_s[0]
         }
-        for draw in (sampler._swapped, sampler._near_miss, sampler._from_elsewhere):
+        kinds = (sampler._confusable, sampler._swapped, sampler._near_miss, sampler._from_elsewhere)
+        for draw in kinds:
             drawn = [draw(film, window_s, rng) for _ in range(40)]
             assert sum(query is not None for query in drawn) > 5
             for query in drawn:
                 if query:
                     assert not film.index.events(query.description) & shown
                     assert query.description.actor[1:] not in HELD_OUT_PAIRS
+
+
+def test_confusable_sentences_differ_in_one_attribute_from_what_the_window_shows(film):
+    rng = np.random.default_rng(8)
+    window_s = (300.0, 360.0)
+    facts = {f.event_id: f for f in film.plan.facts}
+    differing = set()
+    for _ in range(60):
+        query = WindowSampler(12, 0)._confusable(film, window_s, rng)
+        if query:
+            told = _attributes(facts[query.event_id])
+            apart = [
+                {name for name, value in _attributes(f).items() if told[name] != value}
+                for f in film.facts_in(window_s)
+            ]
+            assert min(len(names) for names in apart) == 1
+            differing |= min(apart, key=len)
+    assert {"action", "place"} <= differing
+
+
+def _attributes(fact) -> dict:
+    """All that a fact says, by name."""
+    things = {"actor": fact.actor, "other": fact.other}
+    parts = {
+        f"{who} {part}": getattr(thing, part, None)
+        for who, thing in things.items()
+        for part in ("size", "colour", "shape")
+    }
+    return {"action": fact.action, "direction": fact.direction, "place": fact.place} | parts
+
+
+def test_near_misses_change_directions_and_sizes_too(film):
+    """Descriptions seldom name them: near misses add them, or the LLM never learns to mind them."""
+    rng = np.random.default_rng(9)
+    window_s = (300.0, 360.0)
+    sampler, kinds = WindowSampler(12, 0), []
+    for _ in range(300):
+        query = sampler._near_miss(film, window_s, rng)
+        if query:
+            kinds += [
+                tuple(differences(query.description, fact)) for fact in film.facts_in(window_s)
+            ]
+    assert kinds.count(("direction",)) > 5
+    assert kinds.count(("actor",)) > 5
 
 
 def test_without_negatives_nothing_is_absent(film):
@@ -94,6 +141,23 @@ def test_training_frames_are_those_inference_looks_at():
             )
             expected = film.phase + 3 * (first + np.arange(100))
             np.testing.assert_array_equal(indices, expected)
+
+
+def test_a_deeper_llm_says_what_the_earlier_one_said():
+    def llm(layers: int) -> LlamaForCausalLM:
+        sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48}
+        return LlamaForCausalLM(
+            LlamaConfig(**sizes, num_hidden_layers=layers, num_attention_heads=4)
+        ).eval()
+
+    torch.manual_seed(1)
+    earlier, ids = llm(3), torch.tensor([[4, 7, 9, 1]])
+    for layers in (3, 4, 6):
+        deeper = llm(layers)
+        deepen(deeper, earlier)
+        torch.testing.assert_close(deeper(ids).logits, earlier(ids).logits)
+    with pytest.raises(UserError, match="3 layers to 7"):
+        deepen(llm(7), earlier)
 
 
 def test_packed_loss_equals_separate_questions(film, tokenizer):

@@ -21,22 +21,26 @@ def draw_rows(rows: list[dict], title: str, path: Path) -> None:
     figure, axis = pyplot.subplots(figsize=(8, 0.9 + 0.42 * len(rows)))
     height = 0.8 / len(names)
     for place, name in enumerate(names):
-        values = [row[name] if isinstance(row[name], list) else [row[name]] * 3 for row in rows]
-        middle, low, high = (list(column) for column in zip(*values, strict=True))
+        values = [row[name] for row in rows]
+        gaps = None
+        if isinstance(values[0], list):  # with an interval
+            values, low, high = (list(column) for column in zip(*values, strict=True))
+            gaps = [
+                [value - lo for value, lo in zip(values, low, strict=True)],
+                [hi - value for value, hi in zip(values, high, strict=True)],
+            ]
         at = [index + (place - (len(names) - 1) / 2) * height for index in range(len(rows))]
-        gaps = [
-            [m - lo for m, lo in zip(middle, low, strict=True)],
-            [hi - m for m, hi in zip(middle, high, strict=True)],
-        ]
-        axis.barh(at, middle, height * 0.9, xerr=gaps, color=COLOURS[place], label=name, capsize=2)
+        axis.barh(at, values, height * 0.9, xerr=gaps, color=COLOURS[place], label=name, capsize=2)
     axis.set_yticks(range(len(rows)), [row["method"] for row in rows])
     axis.invert_yaxis()
-    axis.set(xlabel="%", xlim=(0, 100), title=title)
+    axis.set(xlabel="%", xlim=(0, 100))
+    axis.set_title(title, loc="left")
     axis.grid(axis="x", color="#dddddd")
     axis.set_axisbelow(True)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-    axis.legend(frameon=False, loc="lower right")
+    if len(names) > 1:  # above the bars, right of the title
+        axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names))
     figure.tight_layout()
     with replacing(path) as partial:
         figure.savefig(partial, dpi=120, format="png", metadata={"Software": None})

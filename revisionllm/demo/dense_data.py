@@ -83,9 +83,13 @@ class TrainingFilm:
         """Start of the window whose first frame is feature number `first` (frame centres)."""
         return self.time_s(first) - FRAME_S / 2
 
+    def shown_in(self, window_s: tuple[float, float]) -> np.ndarray:
+        """Which of the plan's facts a window shows some of, bool `[N]`."""
+        return np.array([_overlaps(f.start_s, f.end_s, window_s) for f in self.plan.facts], bool)
+
     def facts_in(self, window_s: tuple[float, float]) -> list[Fact]:
         """The facts that a window shows some of."""
-        return [f for f in self.plan.facts if _overlaps(f.start_s, f.end_s, window_s)]
+        return [self.plan.facts[i] for i in np.flatnonzero(self.shown_in(window_s))]
 
     @cached_property
     def attributes(self) -> np.ndarray:
@@ -251,10 +255,9 @@ class WindowSampler:
         """A true sentence about elsewhere that differs in one attribute from what the window shows.
 
         What a search over the whole film gets wrong: sentences say just what tells their event from
-        the film's others, so that a size or a direction decides as often as an action.
+        the film's others, so that a direction decides as an action does.
         """
-        facts = film.plan.facts
-        inside = np.array([_overlaps(f.start_s, f.end_s, window_s) for f in facts])
+        facts, inside = film.plan.facts, film.shown_in(window_s)
         if not inside.any():
             return None
         table, away = film.attributes, np.flatnonzero(~inside)

@@ -17,7 +17,6 @@ from revisionllm.data.conversations import encode_answer, prompt_pieces, questio
 from revisionllm.demo.captions import frame_caption, on_screen
 from revisionllm.demo.dense_readout import said, shown_table
 from revisionllm.demo.language import (
-    UNSIZED,
     Description,
     FactIndex,
     Query,
@@ -25,6 +24,7 @@ from revisionllm.demo.language import (
     change_one,
     describe,
     event_query,
+    full_description,
     may_be_asked,
     phrase,
 )
@@ -303,10 +303,11 @@ class WindowSampler:
         if true_one is None:
             return None
         name = NEAR_MISSES[int(rng.integers(len(NEAR_MISSES)))]
-        if name == "direction":  # a description seldom names it
-            true_one = replace(true_one, direction=fact.direction)
-        if name == "size" and fact.action not in UNSIZED:
-            true_one = replace(true_one, actor=(fact.actor.size, *true_one.actor[1:]))
+        full = full_description(fact)  # descriptions seldom name directions and sizes
+        if name == "direction":
+            true_one = replace(true_one, direction=full.direction)
+        if name == "size":
+            true_one = replace(true_one, actor=full.actor)
         return self._untrue(film, facts, change_one(true_one, name, rng), rng)
 
     def _untrue(self, film, facts, wrong: Description, rng) -> Query | None:

@@ -176,13 +176,15 @@ def deepen(llm, earlier) -> None:
     """
     layers, known = llm.model.layers, earlier.model.layers
     more = len(layers) - len(known)
-    single = len(known) - more
     if not 0 <= more <= len(known):
         raise UserError(f"cannot grow an LLM of {len(known)} layers to {len(layers)}")
-    sources = [*range(single), *(i for i in range(single, len(known)) for _ in (0, 1))]
+    blocks = []  # the layer to copy, and whether it is there already
+    for source in range(len(known)):
+        blocks.append((source, False))
+        if source >= len(known) - more:
+            blocks.append((source, True))
     state = {k: v for k, v in earlier.state_dict().items() if not k.startswith("model.layers.")}
-    for number, source in enumerate(sources):
-        repeated = number > 0 and sources[number - 1] == source
+    for number, (source, repeated) in enumerate(blocks):
         for name, value in known[source].state_dict().items():
             writes = name in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
             state[f"model.layers.{number}.{name}"] = 0 * value if repeated and writes else value

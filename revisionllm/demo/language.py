@@ -99,7 +99,8 @@ class FactIndex:
 UNSIZED = ("grow", "shrink")
 
 
-def _full(fact: Fact) -> Description:
+def full_description(fact: Fact) -> Description:
+    """All that a sentence can say about a fact."""
     other = fact.other and (fact.other.size, fact.other.colour, fact.other.shape)
     size = None if fact.action in UNSIZED else fact.actor.size
     actor = (size, fact.actor.colour, fact.actor.shape)
@@ -122,7 +123,7 @@ def describe(index: FactIndex, fact: Fact, rng: np.random.Generator) -> Descript
     Attributes are dropped in random order, each only while the description stays unique and only
     some of the time, so that places and directions are mentioned more often than strictly needed.
     """
-    description = _full(fact)
+    description = full_description(fact)
     if index.events(description) != {fact.event_id}:
         return None
     for name in rng.permutation(["size", "other_size", "direction", "place"]):

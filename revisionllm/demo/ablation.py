@@ -2,10 +2,11 @@
 
     python revisionllm/demo/ablation.py --out out/ablation
 
-Six tables with a plot each: ingredients, film length, search order, confidence, window sampling and
-errors by kind. The model answers every (sentence, window) at most once; all searches and rankings
-that differ only in what they look at or how they rank read the same answers. Intervals are 95 %
-bootstrap intervals that resample whole films. docs/ablation.md says what came out.
+Seven tables with a plot each: ingredients, film length, search order, confidence, window sampling,
+errors by kind, and what single windows tell. The model answers every (sentence, window) at most
+once; all searches and rankings that differ only in what they look at or how they rank read the same
+answers. Intervals are 95 % bootstrap intervals that resample whole films. docs/ablation.md says
+what came out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from revisionllm.errors import UserError, run_entry_point
 from revisionllm.files import write_json, write_text
 from revisionllm.grounder import DEFAULT_CHECKPOINT
 
-TABLES = ("ingredients", "length", "order", "confidence", "sampling", "errors")
+TABLES = ("ingredients", "length", "order", "confidence", "sampling", "errors", "windows")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -24,6 +24,7 @@ from revisionllm.demo.benchmark import (
 )
 from revisionllm.demo.judged_films import MemoEngine, judged_film
 from revisionllm.demo.language import differences
+from revisionllm.demo.window_table import window_rows
 from revisionllm.eval.film_search import EvalFilm, FilmSearcher
 from revisionllm.eval.metrics import span_iou
 from revisionllm.eval.plans import cosine_level, dense_level, llm_shape, long_level
@@ -368,6 +369,11 @@ def errors(setting: Setting) -> Rows:
     yield "Errors by kind", rows
 
 
+def single_windows(setting: Setting) -> Rows:
+    """What the LLM tells in single windows of films of the first length."""
+    yield "Single windows", window_rows(setting, setting.films(setting.minutes))
+
+
 def _in_top_five(prediction) -> bool:
     spans = moment_spans([prediction])[0][:5]
     return bool(len(spans)) and float(span_iou(spans, np.array(prediction.gt[0])).max()) >= 0.5
@@ -396,4 +402,5 @@ MEASURES: dict[str, Callable[[Setting], Rows]] = {
     "confidence": confidence,
     "sampling": sampling,
     "errors": errors,
+    "windows": single_windows,
 }

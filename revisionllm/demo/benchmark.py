@@ -186,6 +186,7 @@ COLUMNS = {
     "absent_precision": ("'not present' precision", "{:.0f} %"),
     "absent_recall": ("recall", "{:.0f} %"),
     "share": ("share", "{:.0f} %"),
+    "asked": ("asked", "{:,}"),
     "windows": ("LLM windows", "{}"),
     "llm_tokens": ("LLM tokens per query", "{:,.0f}"),
 }

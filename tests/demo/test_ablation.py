@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,8 @@ from revisionllm.demo import ablation
 from revisionllm.demo.ablation_tables import error_kind
 from revisionllm.demo.benchmark import fit_calibration
 from revisionllm.demo.judged_films import MemoEngine
-from revisionllm.demo.language import Description
+from revisionllm.demo.language import Description, FactIndex, full_description
+from revisionllm.demo.window_table import TRUE, _changed, changed_sentences
 from revisionllm.demo.world import plan_film
 from revisionllm.eval.predictions import Moment, Prediction
 from revisionllm.grounding.levels import Question, WindowAnswer
@@ -32,6 +34,8 @@ def test_tables_and_plots(tmp_path, capsys):
         assert path.with_suffix(".md").read_text() in printed
     kinds = json.loads((tmp_path / "out" / "errors_by_kind.json").read_text())
     assert sum(line["share"] for line in kinds[:-1]) == pytest.approx(100)
+    told = json.loads((tmp_path / "out" / "single_windows.json").read_text())
+    assert told[0]["method"] == "true" and told[0]["asked"] > 10
     whole, planned = json.loads((tmp_path / "out" / "film_length.json").read_text())
     assert whole["windows"] == "100%" and planned["llm_tokens"] < whole["llm_tokens"]
 
@@ -67,6 +71,33 @@ def prediction(spans, gt, presences=None):
         for (start_s, end_s), p in zip(spans, presences, strict=True)
     ]
     return Prediction("q", "v", "a", 900.0, True, moments, gt=gt)
+
+
+def test_sentences_of_single_windows():
+    """Of each kind what it says is wrong is wrong, and is or is not somebody else's in the shot."""
+    plan = plan_film(7, 900.0, "test")
+    index, rng, kinds = FactIndex(plan), np.random.default_rng(0), set()
+    columns = {"size": 0, "colour": 1, "shape": 2}
+    for fact in plan.facts:
+        true_one = full_description(fact)
+        for kind, wrong in _changed(plan, fact, true_one, rng):
+            kinds.add(kind)
+            name, *where = kind.removeprefix("wrong ").split(", ")
+            if name in columns:
+                column = columns[name]
+                changed = [i for i in range(3) if wrong.actor[i] != true_one.actor[i]]
+                assert changed == [column] and replace(wrong, actor=true_one.actor) == true_one
+                shot = plan.shot_at((fact.start_s + fact.end_s) / 2)
+                there = [(a.size, a.colour, a.shape)[column] for a in shot.actors]
+                assert (wrong.actor[column] in there) == (where == ["in the shot"])
+            else:
+                same = {k: v for k, v in vars(wrong).items() if k != name}
+                assert same == {k: v for k, v in vars(true_one).items() if k != name}
+        shown = {f.event_id for f in plan.facts}
+        asked = list(changed_sentences(index, fact, shown, rng))
+        if asked:
+            assert asked[0][0] == TRUE and TRUE not in [kind for kind, _ in asked[1:]]
+    assert len(kinds) == 9
 
 
 def test_error_kinds():

@@ -22,7 +22,8 @@ from revisionllm.demo.language import (
     may_be_asked,
     phrase,
 )
-from revisionllm.demo.world import COLOURS, SHAPES, SIZES, Fact, FilmPlan
+from revisionllm.demo.world import COLOURS, SHAPES, SIZES, Fact, FilmPlan, plan_film
+from revisionllm.grounding.levels import Question
 
 TRUE = "true"
 # attributes of an actor, by their place in `Description.actor`
@@ -69,9 +70,6 @@ def _changed(
 
 def window_rows(setting, films) -> list[dict]:
     """One row per kind of sentence: share that the dense LLM answers rightly, and how many."""
-    from revisionllm.demo.world import plan_film
-    from revisionllm.grounding.levels import Question
-
     told: dict[str, list[bool]] = {TRUE: []}
     for name in THINGS:
         told |= {f"wrong {name}, in the shot": [], f"wrong {name}, not in the shot": []}

@@ -93,14 +93,13 @@ class TrainingFilm:
 
     @cached_property
     def attributes(self) -> np.ndarray:
-        """What each of the plan's facts says, `[N, 9]` of str: a column per attribute."""
+        """What sentences can say of each of the plan's facts, `[N, 9]` of str: a column per
+        attribute, "" where there is nothing to say."""
         rows = []
-        for fact in self.plan.facts:
-            a, b = fact.actor, fact.other
-            partner = (b.size, b.colour, b.shape) if b else ("", "", "")
-            way = fact.direction or ""
-            rows.append((fact.action, way, fact.place, a.size, a.colour, a.shape, *partner))
-        return np.array(rows)
+        for full in map(full_description, self.plan.facts):
+            things = (*full.actor, *(full.other or (None,) * 3))
+            rows.append((full.action, full.direction, full.place, *things))
+        return np.array([[value or "" for value in row] for row in rows])
 
     @cached_property
     def seen(self) -> list[tuple[str, list]]:
@@ -238,13 +237,15 @@ class WindowSampler:
     def _negative(self, film: TrainingFilm, window_s, cast, rng) -> Question:
         while True:
             kind = rng.random()
-            if kind < 0.35:
+            if kind < 0.3:
                 query = self._confusable(film, window_s, rng)
-            elif kind < 0.55:
+            elif kind < 0.6:
+                query = self._conjoined(film, window_s, rng)
+            elif kind < 0.7:
                 query = self._swapped(film, window_s, rng)
-            elif kind < 0.8:
+            elif kind < 0.85:
                 query = self._near_miss(film, window_s, rng)
-            elif kind < 0.95:
+            elif kind < 0.96:
                 query = self._from_elsewhere(film, window_s, rng)
             else:
                 query = absent_query(film.index, rng, self.split)
@@ -271,6 +272,36 @@ class WindowSampler:
         chosen = away[near & differs[:, rng.choice(columns, p=weights)]]
         fact = facts[chosen[int(rng.integers(len(chosen)))]]
         return event_query(film.index, fact, rng, self.split)
+
+    def _conjoined(self, film, window_s, rng) -> Query | None:
+        """What the window shows, with a size, a colour or a shape of somebody else in that shot.
+
+        Whoever sees all attributes and not which belong together (illusory conjunctions,
+        https://doi.org/10.1016/0010-0285(82)90006-8) takes it for true.
+        """
+        facts = film.facts_in(window_s)
+        if not facts:
+            return None
+        fact = facts[int(rng.integers(len(facts)))]
+        true_one = describe(film.index, fact, rng)
+        if true_one is None:
+            return None
+        full = full_description(fact)
+        of_partner = full.other is not None and rng.random() < 0.4
+        whom = full.other if of_partner else full.actor
+        shot = film.plan.shot_at((fact.start_s + fact.end_s) / 2)
+        choices = []
+        for actor in shot.actors:
+            for column, value in enumerate((actor.size, actor.colour, actor.shape)):
+                if whom[column] not in (None, value):
+                    choices.append((column, value))
+        if not choices:
+            return None
+        column, value = choices[int(rng.integers(len(choices)))]
+        said = list(true_one.other if of_partner else true_one.actor)
+        said[column] = value
+        part = {"other" if of_partner else "actor": tuple(said)}
+        return self._untrue(film, facts, replace(true_one, **part), rng)
 
     def _swapped(self, film, window_s, rng) -> Query | None:
         """What the window shows, said of somebody else who is there: another actor, half of the

@@ -16,13 +16,16 @@ from torch.nn import functional
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from revisionllm.demo.dense_data import FRAMES_PER_WINDOW, PackedBatch, Packer
-from revisionllm.demo.dense_readout import Readout
+from revisionllm.demo.dense_readout import PARTS, SAID, Readout
 from revisionllm.engine.attention import packed_forward
 from revisionllm.engine.packing import packed_mask
 
 # Behind the last prompt token come From, a space piece, two digits, to, a space piece, two digits:
 # offsets of the tokens that predict the digits of the first and of the last frame.
 DIGIT_OFFSETS = ((2, 3), (6, 7))
+# how much more frames count that show the colour a question is about: there whom it asks about is
+# mistaken for another, everywhere else is easy
+NEAR = 4.0
 
 
 class Pointer(nn.Module):
@@ -72,22 +75,40 @@ class Pointer(nn.Module):
 
     def loss(self, scores: Tensor, batch: PackedBatch) -> Tensor:
         """Cross-entropy of first and last frame, binary cross-entropy of inside and of shown."""
-        first, last, inside, shown = scores.float().unbind(1)
-        spans, grounds = batch.spans, batch.grounds
-        present = spans[..., 0] >= 0
+        first, last = scores[:, :2].float().unbind(1)
+        present = batch.spans[..., 0] >= 0
         if not present.any():
             return scores.sum() * 0
-        ends = functional.cross_entropy(first[present], spans[present][:, 0])
-        ends = ends + functional.cross_entropy(last[present], spans[present][:, 1])
-        frame = torch.arange(scores.shape[-1])
-        target = (frame >= spans[..., :1]) & (frame <= spans[..., 1:]) & present[..., None]
-        cover = functional.binary_cross_entropy_with_logits(
-            inside[grounds], target[grounds].float()
-        )
-        seen = functional.binary_cross_entropy_with_logits(
-            shown[grounds], batch.shown[grounds].float()
-        )
+        ends = functional.cross_entropy(first[present], batch.spans[present][:, 0])
+        ends = ends + functional.cross_entropy(last[present], batch.spans[present][:, 1])
+        cover, seen = frames_loss(scores[:, 2:], batch)
         return ends / 2 + 4 * cover + 8 * seen
+
+
+def frames_loss(scores: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy of which frames show the event, and of which show its actor.
+
+    Args:
+        scores: [B, 2, Q, F].
+    """
+    inside, shown = scores.float().unbind(1)
+    frame = torch.arange(scores.shape[-1])
+    target = (frame >= batch.spans[..., :1]) & (frame <= batch.spans[..., 1:])
+    target = target & (batch.spans[..., :1] >= 0)
+    asked = batch.grounds
+    weight = (1 + NEAR * shows_colour(batch))[asked]
+    cover, seen = (
+        functional.binary_cross_entropy_with_logits(part[asked], truth[asked].float(), weight)
+        for part, truth in ((inside, target), (shown, batch.shown))
+    )
+    return cover, seen
+
+
+def shows_colour(batch: PackedBatch) -> Tensor:
+    """Whether a frame shows anything of the colour that a question is about, float [B, Q, F]."""
+    colours = batch.table[..., : PARTS["shape"]].any(-1).transpose(1, 2)
+    asked = batch.said[..., list(SAID).index("colour")].clamp(min=0)  # -1: no description
+    return colours.gather(1, asked[..., None].expand(-1, -1, colours.shape[-1])).float()
 
 
 @dataclass
@@ -139,37 +160,58 @@ def forward(
     readout_loss, read = pointer.readout.loss(frames, asks, batch.table, batch.said)
     hits |= read
     digit_loss = pointer.digit_loss(middle[:, prefix:], frames, batch)
-    copy_loss = copy_head_loss(model, middle, allowed, positions, batch, packer, pointer_layer)
-    total = answer_loss + 0.5 * decision_loss + 0.3 * pointer_loss
+    head_loss = head_losses(model, middle, allowed, positions, batch, packer, pointer_layer)
+    total = answer_loss + 1.5 * decision_loss + 0.3 * pointer_loss
     total = (
         total
         + 0.3 * digit_loss
-        + 0.3 * copy_loss
+        + 0.3 * head_loss
         + 0.2 * readout_loss
         + written_digits(model, packed, batch)
     )
     return Output(total, answer_loss, pointer_loss, hits)
 
 
-def copy_head_loss(
+def first_heads(
+    llm, layer_index: int, states: Tensor, positions: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys [B, count, T, d] of a layer's first heads, with positions in them.
+
+    Args:
+        states: [B, T, H], what comes into the layer.
+    """
+    layer = llm.model.layers[layer_index]
+    states = layer.input_layernorm(states)
+    cos, sin = llm.model.rotary_emb(states, positions)
+    size = (count, layer.self_attn.head_dim)
+    query, key = (
+        project(states)[..., : math.prod(size)].unflatten(-1, size).transpose(1, 2)
+        for project in (layer.self_attn.q_proj, layer.self_attn.k_proj)
+    )
+    return apply_rotary_pos_emb(query, key, cos, sin)
+
+
+def head_losses(
     model, middle, allowed, positions, batch: PackedBatch, packer: Packer, layer_index: int
 ) -> Tensor:
-    """Where one attention head looks when a digit is due: at the frame that carries the digit.
+    """Where three attention heads of the layer above the pointers look.
 
-    A head learns to copy a digit only once it looks at the right frame, and is drawn to the right
-    frame only once copying pays; asking for the first breaks the circle. Head 0 of the layer above
-    the pointers; its own queries and keys, nothing is added to the model.
+    Head 0, when a digit is due, at the frame that carries the digit. A head learns to copy a digit
+    only once it looks at the right frame, and is drawn to the right frame only once copying pays;
+    asking for the first breaks the circle. Heads 1 and 2, from the last token of a question, at
+    the frames of the event and of its actor. These are the LLM's own queries and keys, nothing is
+    added to the model.
     """
+    query, key = first_heads(model.llm, layer_index, middle, positions, 3)
+    head_dim, first_frame = query.shape[-1], len(packer.before)
+    rows = torch.arange(len(middle))[:, None]
+    asks = query[rows, 1:, packer.prefix_length + batch.ask].transpose(1, 2)  # [B, 2, Q, d]
+    frames = key[:, 1:, first_frame : first_frame + FRAMES_PER_WINDOW]
+    cover, seen = frames_loss(asks @ frames.transpose(-1, -2) / math.sqrt(head_dim), batch)
+    looks = 4 * cover + 8 * seen
     row, question = (batch.spans[..., 0] >= 0).nonzero(as_tuple=True)
     if not len(row):
-        return middle.sum() * 0
-    layer = model.llm.model.layers[layer_index]
-    head_dim = layer.self_attn.head_dim
-    states = layer.input_layernorm(middle)
-    cos, sin = model.llm.model.rotary_emb(states, positions)
-    query = layer.self_attn.q_proj(states)[:, None, :, :head_dim]
-    key = layer.self_attn.k_proj(states)[:, None, :, :head_dim]
-    query, key = apply_rotary_pos_emb(query, key, cos, sin)
+        return looks
     losses = []
     for end, offsets in enumerate(DIGIT_OFFSETS):
         for offset in offsets:
@@ -177,9 +219,9 @@ def copy_head_loss(
             scores = torch.einsum("nd,ntd->nt", query[row, 0, column], key[row, 0])
             scores = scores.float() / math.sqrt(head_dim)
             scores = scores.masked_fill(~allowed[row, 0, column], -1e9)
-            target = len(packer.before) + batch.spans[row, question, end]
+            target = first_frame + batch.spans[row, question, end]
             losses.append(functional.cross_entropy(scores, target))
-    return torch.stack(losses).mean()
+    return torch.stack(losses).mean() + looks
 
 
 def written_digits(model, packed: Tensor, batch: PackedBatch) -> Tensor:

@@ -34,6 +34,9 @@ SAID = {
 # Columns of a slot's truth: shapes shown, actions going on, motion to the left or right, sizes
 PARTS = {"shape": len(SHAPES), "action": len(ACTIONS), "way": len(WAYS), "size": len(SIZES)}
 NUM_SHOWN = sum(PARTS.values())
+# What a question says of somebody, told apart by colour (`wished_table`)
+BOUND = {"shape": SHAPES, "size": SIZES, "direction": WAYS, "other_shape": SHAPES}
+BINDING = 5.0
 WEIGHTS = {"shape": 1.0, "action": 4.0, "way": 4.0, "size": 1.0}  # what moves is learned last
 
 
@@ -75,6 +78,28 @@ def shown_table(seen: list, facts: list, times_s: np.ndarray) -> np.ndarray:
         if fact.direction:
             table[during, colour, first_way + WAYS.index(fact.direction)] = True
     return table
+
+
+def wished_table(said_NS: Tensor) -> Tensor:
+    """What belongs together in a question: float [N, 8 colours, columns of `BOUND`].
+
+    1 where the actor of that colour has that shape, size and direction, and its partner of that
+    colour that shape; 0 elsewhere.
+
+    Args:
+        said_NS: classes of `SAID`.
+    """
+    column = {name: number for number, name in enumerate(SAID)}
+    parts = []
+    for name, values in BOUND.items():
+        colour = said_NS[:, column["other_colour" if name.startswith("other") else "colour"]]
+        value = said_NS[:, column[name]]
+        pair = (
+            functional.one_hot(colour, len(COLOURS) + 1)[:, : len(COLOURS), None]
+            * functional.one_hot(value, len(values) + 1)[:, None, : len(values)]
+        )
+        parts.append(pair)
+    return torch.cat(parts, -1).float()
 
 
 def readout_weights() -> Tensor:
@@ -125,11 +150,17 @@ class Readout(FrameReadout):
     def __init__(self, hidden_size: int) -> None:
         super().__init__(hidden_size)
         self.words = nn.Linear(hidden_size, sum(len(names) + 1 for names in SAID.values()))
+        self.bound = nn.Linear(hidden_size, len(COLOURS) * sum(map(len, BOUND.values())))
 
     def loss(
         self, frames_BFH: Tensor, asks_BQH: Tensor, table_BFCN: Tensor, said_BQS: Tensor
     ) -> tuple[Tensor, dict[str, tuple[int, int]]]:
-        """Cross-entropies, summed over what a frame shows and what a question says.
+        """Cross-entropies, summed over what a frame shows and what a question says, and squared
+        error of what belongs together in the question.
+
+        Logits of a red star can be the sum of those of red and star, and a question that knows no
+        more finds a red circle beside a blue star, too. Numbers that are 1 for a red star and 0 for
+        every other pair cannot: they take a feature of the pair.
 
         Returns:
             The loss, and (right, all) pairs: words told right, things on screen that were seen.
@@ -143,4 +174,9 @@ class Readout(FrameReadout):
             loss = loss + functional.cross_entropy(guess, classes[:, number])
             right = guess.argmax(-1) == classes[:, number]
             hits[f"said_{name}"] = (int(right.sum()), len(right))
+        wished = wished_table(classes)
+        bound = self.bound(asks_BQH[asked]).float().unflatten(-1, wished.shape[1:])
+        loss = loss + BINDING * (bound - wished).square().sum((-1, -2)).mean()
+        true_ones = bound[wished > 0]
+        hits["bound"] = (int((true_ones > 0.5).sum()), len(true_ones))
         return loss, hits

@@ -275,7 +275,8 @@ def train(args: argparse.Namespace) -> None:
             earlier = args.init / state_path.name
             if earlier.exists():
                 state = torch.load(earlier, weights_only=True)
-                pointer.load_state_dict(state["pointer"])
+                lacking, _ = pointer.load_state_dict(state["pointer"], strict=False)
+                log.info("pointer heads that %s lacks: %s", earlier, lacking or "none")
                 if "tokens" in state:  # none before the adapter was taught by itself
                     tokens.load_state_dict(state["tokens"])
         teach_frames(

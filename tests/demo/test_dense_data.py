@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from revisionllm.demo.dense_data import Packer, WindowSampler, load_film
 from revisionllm.demo.dense_readout import FrameReadout
 from revisionllm.demo.dense_training import deepen, widened, write_tokenizer
 from revisionllm.demo.frame_training import teach_frames
-from revisionllm.demo.language import differences
+from revisionllm.demo.language import differences, is_true_of
 from revisionllm.demo.world import HELD_OUT_PAIRS
 from revisionllm.errors import UserError
 from revisionllm.grounding.answers import NOT_PRESENT, parse_answer
@@ -66,8 +68,8 @@ def test_negative_questions_are_true_of_nothing_in_the_window(film):
         shown = {
             f.event_id for f in film.plan.facts if f.start_s < window_s[1] and f.end_s > window_s[0]
         }
-        kinds = (sampler._confusable, sampler._swapped, sampler._near_miss, sampler._from_elsewhere)
-        for draw in kinds:
+        kinds = (sampler._confusable, sampler._conjoined, sampler._swapped)
+        for draw in (*kinds, sampler._near_miss, sampler._from_elsewhere):
             drawn = [draw(film, window_s, rng) for _ in range(40)]
             assert sum(query is not None for query in drawn) > 5
             for query in drawn:
@@ -78,10 +80,10 @@ def test_negative_questions_are_true_of_nothing_in_the_window(film):
 
 def test_confusable_sentences_differ_in_one_attribute_from_what_the_window_shows(film):
     rng = np.random.default_rng(8)
-    window_s = (300.0, 360.0)
     facts = {f.event_id: f for f in film.plan.facts}
     differing = set()
-    for _ in range(60):
+    for start_s in np.tile(np.arange(0.0, 840.0, 60.0), 6):
+        window_s = (start_s, start_s + 60.0)
         query = WindowSampler(12, 0)._confusable(film, window_s, rng)
         if query:
             told = _attributes(facts[query.event_id])
@@ -94,14 +96,54 @@ def test_confusable_sentences_differ_in_one_attribute_from_what_the_window_shows
     assert {"action", "place"} <= differing
 
 
+def test_conjoined_sentences_take_an_attribute_from_somebody_else_in_the_shot(film):
+    """Nothing in them is unseen; only what belongs together is not what they say."""
+    rng = np.random.default_rng(10)
+    taken = set()
+    for start_s in range(0, 840, 60):
+        window_s = (float(start_s), start_s + 60.0)
+        for _ in range(60):
+            query = WindowSampler(12, 0)._conjoined(film, window_s, rng)
+            if query:
+                found = [
+                    change
+                    for fact in film.facts_in(window_s)
+                    for change in _taken_from_the_shot(query.description, fact, film.plan)
+                ]
+                assert found, query.sentence
+                taken.update(found)
+    assert taken == {
+        *(("actor", column) for column in range(3)),
+        *(("other", column) for column in range(3)),
+    }
+
+
+def _taken_from_the_shot(description, fact, plan):
+    """(who, column) if that alone is untrue of the fact, and another in its shot has it."""
+    shot = plan.shot_at((fact.start_s + fact.end_s) / 2)
+    tuples = [(a.size, a.colour, a.shape) for a in shot.actors]
+    for who, true_one in (("actor", fact.actor), ("other", fact.other)):
+        named = getattr(description, who)
+        for column in range(3) if named and true_one else ():
+            value = named[column]
+            whole = (true_one.size, true_one.colour, true_one.shape)
+            if value in (None, whole[column]) or value not in [t[column] for t in tuples]:
+                continue
+            mended = (*named[:column], whole[column], *named[column + 1 :])
+            if is_true_of(replace(description, **{who: mended}), fact):
+                yield who, column
+
+
 def _attributes(fact) -> dict:
-    """All that a fact says, by name."""
+    """All that a sentence can say of a fact, by name: no size of what grows or shrinks."""
     things = {"actor": fact.actor, "other": fact.other}
     parts = {
         f"{who} {part}": getattr(thing, part, None)
         for who, thing in things.items()
         for part in ("size", "colour", "shape")
     }
+    if fact.action in ("grow", "shrink"):
+        parts["actor size"] = None
     return {"action": fact.action, "direction": fact.direction, "place": fact.place} | parts
 
 

@@ -75,10 +75,10 @@ def build_model(args: argparse.Namespace, out: Path):
 
     sizes = Sizes()
     base = out / "base"
-    if args.init is None:
+    if not args.init:
         write_tokenizer(base, sizes.vocab_size, args.seed)
     else:
-        copy_tokenizer(args.init / "base", base)
+        copy_tokenizer(args.init[0] / "base", base)
     tokenizer = AutoTokenizer.from_pretrained(base)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -127,6 +127,19 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     for path in sorted(source.glob("tokenizer*")):
         if path.resolve() != (folder / path.name).resolve():
             shutil.copyfile(path, folder / path.name)
+
+
+def warm_start_from_mean(model, folders: list[Path], films: list[TrainingFilm]) -> None:
+    """Start from the mean of the weights that several folders give (`warm_start`).
+
+    It serves where one comes from another by further training: model soups,
+    https://arxiv.org/abs/2203.05482.
+    """
+    states = []
+    for folder in folders:
+        warm_start(model, folder, films)
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+    model.load_state_dict({name: sum(s[name] for s in states) / len(states) for name in states[0]})
 
 
 def warm_start(model, folder: Path, films: list[TrainingFilm]) -> None:
@@ -270,9 +283,9 @@ def train(args: argparse.Namespace) -> None:
     if state_path.exists():
         first_step = load_state(state_path, parts)
     else:
-        if args.init is not None:
-            warm_start(model, args.init, films[:3])
-            earlier = args.init / state_path.name
+        if args.init:
+            warm_start_from_mean(model, args.init, films[:3])
+            earlier = args.init[-1] / state_path.name
             if earlier.exists():
                 state = torch.load(earlier, weights_only=True)
                 lacking, _ = pointer.load_state_dict(state["pointer"], strict=False)
@@ -285,7 +298,7 @@ def train(args: argparse.Namespace) -> None:
             windows=24,
             lr=args.frame_lr,
             seed=args.seed,
-            anchored=args.init is not None,
+            anchored=bool(args.init),
         )
         save_state(state_path, parts, 0)
     started, recent, losses = time.time(), [], []
@@ -340,5 +353,8 @@ def write_run(model, args: argparse.Namespace) -> None:
     half.save_pretrained(args.out / "base")
     save_run(model, args.out / "dense")
     card = {"command": sys.argv, "sizes": asdict(Sizes()), "torch": torch.__version__}
-    card["args"] = {name: str(value) for name, value in vars(args).items()}
+    card["args"] = {
+        name: list(map(str, value)) if isinstance(value, list) else str(value)
+        for name, value in vars(args).items()
+    }
     write_json(args.out / "dense" / "training.json", card)

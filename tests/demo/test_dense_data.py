@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,12 @@ from revisionllm.data.conversations import encode_answer, prompt_pieces
 from revisionllm.demo import dense_data
 from revisionllm.demo.dense_data import Packer, WindowSampler, load_film
 from revisionllm.demo.dense_readout import FrameReadout
-from revisionllm.demo.dense_training import deepen, widened, write_tokenizer
+from revisionllm.demo.dense_training import (
+    deepen,
+    warm_start_from_mean,
+    widened,
+    write_tokenizer,
+)
 from revisionllm.demo.frame_training import teach_frames
 from revisionllm.demo.language import differences, is_true_of
 from revisionllm.demo.world import HELD_OUT_PAIRS
@@ -200,6 +206,19 @@ def test_a_deeper_llm_says_what_the_earlier_one_said():
         torch.testing.assert_close(deeper(ids).logits, earlier(ids).logits)
     with pytest.raises(UserError, match="3 layers to 7"):
         deepen(llm(7), earlier)
+
+
+def test_a_start_from_several_folders_has_the_mean_of_their_weights(monkeypatch):
+    def fill(model, folder, films):
+        for number, weights in enumerate(model.parameters()):
+            torch.nn.init.constant_(weights, float(folder.name) + number)
+
+    monkeypatch.setattr("revisionllm.demo.dense_training.warm_start", fill)
+    model = torch.nn.Linear(2, 3)
+    warm_start_from_mean(model, [Path("1"), Path("3"), Path("8")], [])
+    assert model.weight.eq(4).all() and model.bias.eq(5).all()
+    warm_start_from_mean(model, [Path("3")], [])
+    assert model.weight.eq(3).all() and model.bias.eq(4).all()
 
 
 def test_packed_loss_equals_separate_questions(film, tokenizer):

@@ -11,6 +11,7 @@ only, a pointer loss half-way up the LLM that asks which frames each question is
 from __future__ import annotations
 
 import argparse
+import filecmp
 import json
 import logging
 import shutil
@@ -145,12 +146,11 @@ def warm_start_from_mean(model, folders: list[Path], films: list[TrainingFilm]) 
 def warm_start(model, folder: Path, films: list[TrainingFilm]) -> None:
     """Start from the weights of an earlier demo folder (base/, dense/, which names its CLIP).
 
-    Its adapter reads another CLIP. Where that gives the LLM its tokens, this one is made to give
-    nearly the same ones from its own features, by least squares over frames of `films`. Further
-    layers, of LLM and adapter, and wider kernels than it had begin without effect.
+    If its adapter reads another CLIP, this one is made to give the LLM nearly the same tokens from
+    its own features, by least squares over frames of `films`. Further layers, of LLM and adapter,
+    and wider kernels than it had begin without effect.
     """
-    from revisionllm.demo.film_features import film_features
-    from revisionllm.model.clip import load_clip
+    from revisionllm.model.clip import WEIGHTS_NAME
     from revisionllm.model.loading import load_model
 
     earlier = load_model(folder / "dense", device="cpu", dtype="float32")
@@ -163,22 +163,39 @@ def warm_start(model, folder: Path, films: list[TrainingFilm]) -> None:
             nn.init.zeros_(mixer.pointwise.weight)
             nn.init.zeros_(mixer.pointwise.bias)
     new.position.load_state_dict(old.position.state_dict())
-    clip = load_clip(earlier.config.clip)
+    clips = [Path(run.clip) / WEIGHTS_NAME for run in (earlier.config, model.config)]
+    if filecmp.cmp(*clips, shallow=False):
+        new.norm.load_state_dict(old.norm.state_dict())
+        new.linear.load_state_dict(old.linear.state_dict())
+    else:
+        missed = fit_tokens(old, new, earlier.config.clip, films)
+        log.info("frame tokens of %s fitted; %.0f %% of their variance missed", folder, missed)
+
+
+@torch.no_grad()
+def fit_tokens(old, new, old_clip, films: list[TrainingFilm]) -> float:
+    """Let an adapter give the tokens that another gives for the same frames from another CLIP.
+
+    Returns:
+        The part of their variance that this misses, in per cent.
+    """
+    from revisionllm.demo.film_features import film_features
+    from revisionllm.model.clip import load_clip
+
+    clip = load_clip(old_clip)
     inputs, tokens = [], []
-    with torch.no_grad():
-        for film in films:
-            plan = film.plan
-            rows = film_features(plan.seed, plan.duration_s, plan.split, clip)
-            tokens.append(old.linear(old.norm(torch.from_numpy(rows).float())))
-            inputs.append(new.norm(torch.from_numpy(film.features).float()))
-        table = torch.cat(inputs)
-        table = torch.cat([table, torch.ones(len(table), 1)], 1)
-        target = torch.cat(tokens)
-        solution = torch.linalg.lstsq(table, target).solution
-        new.linear.weight.copy_(solution[:-1].T)
-        new.linear.bias.copy_(solution[-1])
-        missed = (table @ solution - target).square().mean() / target.var(0).mean()
-    log.info("frame tokens of %s fitted; %.0f %% of their variance missed", folder, 100 * missed)
+    for film in films:
+        plan = film.plan
+        rows = film_features(plan.seed, plan.duration_s, plan.split, clip)
+        tokens.append(old.linear(old.norm(torch.from_numpy(rows).float())))
+        inputs.append(new.norm(torch.from_numpy(film.features).float()))
+    table = torch.cat(inputs)
+    table = torch.cat([table, torch.ones(len(table), 1)], 1)
+    target = torch.cat(tokens)
+    solution = torch.linalg.lstsq(table, target).solution
+    new.linear.weight.copy_(solution[:-1].T)
+    new.linear.bias.copy_(solution[-1])
+    return float(100 * (table @ solution - target).square().mean() / target.var(0).mean())
 
 
 def deepen(llm, earlier) -> None:

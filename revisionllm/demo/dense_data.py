@@ -85,7 +85,7 @@ class TrainingFilm:
 
     def shown_in(self, window_s: tuple[float, float]) -> np.ndarray:
         """Which of the plan's facts a window shows some of, bool `[N]`."""
-        return np.array([_overlaps(f.start_s, f.end_s, window_s) for f in self.plan.facts], bool)
+        return np.array([fact.overlaps(window_s) for fact in self.plan.facts], bool)
 
     def facts_in(self, window_s: tuple[float, float]) -> list[Fact]:
         """The facts that a window shows some of."""
@@ -124,10 +124,6 @@ def load_film(seed: int, duration_s: float, split: str, features: np.ndarray) ->
     """A training film from its seed and the features that `film_features` computed for it."""
     plan = plan_film(seed, duration_s, split)
     return TrainingFilm(plan, FactIndex(plan), features, seed % FEATURE_STEP)
-
-
-def _overlaps(start_s: float, end_s: float, window_s: tuple[float, float]) -> bool:
-    return start_s < window_s[1] and end_s > window_s[0]
 
 
 def _share_inside(start_s: float, end_s: float, window_s: tuple[float, float]) -> float:
@@ -354,7 +350,7 @@ class WindowSampler:
         shown = {f.actor for f in film.facts_in(window_s)}
         for _ in range(4):
             fact = facts[int(rng.integers(len(facts)))]
-            if not _overlaps(fact.start_s, fact.end_s, window_s) and fact.actor in shown:
+            if not fact.overlaps(window_s) and fact.actor in shown:
                 return event_query(film.index, fact, rng, self.split)
         return None
 

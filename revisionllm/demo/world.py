@@ -113,6 +113,10 @@ class Fact:
     start_s: float
     end_s: float
 
+    def overlaps(self, window_s: tuple[float, float]) -> bool:
+        """Whether some of it happens in [start, end) seconds."""
+        return self.start_s < window_s[1] and self.end_s > window_s[0]
+
 
 @dataclass(frozen=True)
 class FilmPlan:

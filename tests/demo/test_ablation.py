@@ -14,8 +14,8 @@ from revisionllm.demo.ablation_tables import error_kind
 from revisionllm.demo.benchmark import fit_calibration
 from revisionllm.demo.judged_films import MemoEngine
 from revisionllm.demo.language import Description, FactIndex, full_description
-from revisionllm.demo.window_table import TRUE, _changed, changed_sentences
-from revisionllm.demo.world import plan_film
+from revisionllm.demo.window_table import KEPT, TRUE, _changed, changed_sentences
+from revisionllm.demo.world import HELD_OUT_PAIRS, plan_film
 from revisionllm.eval.predictions import Moment, Prediction
 from revisionllm.grounding.levels import Question, WindowAnswer
 from revisionllm.grounding.windows import Window
@@ -76,7 +76,7 @@ def prediction(spans, gt, presences=None):
 def test_sentences_of_single_windows():
     """Of each kind what it says is wrong is wrong, and is or is not somebody else's in the shot."""
     plan = plan_film(7, 900.0, "test")
-    index, rng, kinds = FactIndex(plan), np.random.default_rng(0), set()
+    index, rng, kinds, firsts = FactIndex(plan), np.random.default_rng(0), set(), set()
     columns = {"size": 0, "colour": 1, "shape": 2}
     for fact in plan.facts:
         true_one = full_description(fact)
@@ -96,8 +96,12 @@ def test_sentences_of_single_windows():
         shown = {f.event_id for f in plan.facts}
         asked = list(changed_sentences(index, fact, shown, rng))
         if asked:
-            assert asked[0][0] == TRUE and TRUE not in [kind for kind, _ in asked[1:]]
-    assert len(kinds) == 9
+            firsts.add(asked[0][0])
+            assert all(kind.startswith("wrong") for kind, _ in asked[1:])
+            cast = [a for a in (fact.actor, fact.other) if a]
+            kept = not HELD_OUT_PAIRS.isdisjoint((a.colour, a.shape) for a in cast)
+            assert kept or asked[0][0] == TRUE
+    assert len(kinds) == 9 and firsts == {TRUE, KEPT}
 
 
 def test_error_kinds():

@@ -51,6 +51,11 @@ def _attach(llm: LlamaForCausalLM, config: LoraConfig) -> PeftModel:
     return get_peft_model(llm, config).train(llm.training)
 
 
+def _ordered(modules: str | set[str] | list[str] | None) -> str | list[str] | None:
+    """Module names in one order, which peft's sets have not; a pattern stays as it is."""
+    return sorted(modules) if isinstance(modules, set | list) else modules
+
+
 def lora_weights_file(folder: str | Path) -> Path:
     """The weight file of a LoRA folder.
 
@@ -89,8 +94,7 @@ def read_lora(
         raise UserError(f"{folder}: only plain LoRA is read (no DoRA, biases or modules_to_save)")
     config.inference_mode = not trainable
     config.base_model_name_or_path = llm.name_or_path
-    # released folders name modules as a set in any order; one order makes two loads train alike
-    config.target_modules = sorted(config.target_modules)
+    config.target_modules = _ordered(config.target_modules)  # two loads train alike
     peft_model = _attach(llm, config)
     weights = read_tensors(path)
     check_tensors(weights, get_peft_model_state_dict(peft_model), path)
@@ -103,8 +107,7 @@ def merge_lora(peft_model: PeftModel) -> LlamaForCausalLM:
 
     The product is computed in float32 and rounded to the dtype of the base weights before it is
     added, as in the released evaluation. peft's own merge adds unrounded products, or products of
-    float16
-    factors, depending on its version: off by up to 1e-4 from the published models' numbers.
+    float16 factors, depending on its version: off by up to 1e-4 from the published models' numbers.
     """
     for module in peft_model.modules():
         if isinstance(module, LoraLayer):
@@ -128,6 +131,7 @@ def write_lora(config: LoraConfig, weights: dict[str, Tensor], folder: str | Pat
     write_tensors(weights, temporary / WEIGHT_FILES[0])
     config = replace(config)
     config.base_model_name_or_path = Path(config.base_model_name_or_path or "").name
+    config.target_modules = _ordered(config.target_modules)
     config.save_pretrained(str(temporary))
     replaced = folder.with_name(folder.name + ".old")
     if folder.exists():

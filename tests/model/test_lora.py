@@ -133,6 +133,28 @@ def test_save_and_load_keep_every_bit(tmp_path):
         assert torch.equal(parameter, wanted[name]), name
 
 
+def test_the_saved_config_has_one_order_of_modules(tmp_path):
+    """peft keeps their names in a set, in another order in every process."""
+    modules = json.loads((DENSE / "adapter_config.json").read_text())["target_modules"]
+    llm = load_base(str(BASE), revision=None, dtype=torch.float32)
+    save_lora(load_lora(llm, DENSE), tmp_path / "lora")
+    saved = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert saved["target_modules"] == sorted(modules)
+
+
+def test_modules_named_by_a_pattern_are_the_same_modules(tmp_path):
+    shutil.copytree(DENSE, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "adapter_config.json"
+    config = json.loads(path.read_text())
+    pattern = ".*(" + "|".join(config["target_modules"]) + ")"
+    path.write_text(json.dumps(config | {"target_modules": pattern}))
+    loaded = [load_base(str(BASE), revision=None, dtype=torch.float32) for _ in range(2)]
+    for llm, folder in zip(loaded, (DENSE, tmp_path), strict=True):
+        load_lora(llm, folder)
+    one, other = (dict(llm.named_parameters()) for llm in loaded)
+    assert one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"use_dora": True}, "only plain LoRA"), ({"r": 4}, r"misshapen \(28\)")],

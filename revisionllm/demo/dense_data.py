@@ -27,6 +27,7 @@ from revisionllm.demo.language import (
     full_description,
     may_be_asked,
     phrase,
+    things_in_shot,
 )
 from revisionllm.demo.world import FILM_FPS, Fact, FilmPlan, plan_film, pose_of
 from revisionllm.grounding.answers import NOT_PRESENT, format_segments, format_span
@@ -275,22 +276,19 @@ class WindowSampler:
         Whoever sees all attributes and not which belong together (illusory conjunctions,
         https://doi.org/10.1016/0010-0285(82)90006-8) takes it for true.
         """
-        facts = film.facts_in(window_s)
-        if not facts:
+        drawn = self._shown_fact(film, window_s, rng)
+        if drawn is None:
             return None
-        fact = facts[int(rng.integers(len(facts)))]
-        true_one = describe(film.index, fact, rng)
-        if true_one is None:
-            return None
+        facts, fact, true_one = drawn
         full = full_description(fact)
         of_partner = full.other is not None and rng.random() < 0.4
         whom = full.other if of_partner else full.actor
-        shot = film.plan.shot_at((fact.start_s + fact.end_s) / 2)
-        choices = []
-        for actor in shot.actors:
-            for column, value in enumerate((actor.size, actor.colour, actor.shape)):
-                if whom[column] not in (None, value):
-                    choices.append((column, value))
+        choices = [
+            (column, value)
+            for thing in things_in_shot(film.plan, fact)
+            for column, value in enumerate(thing)
+            if whom[column] not in (None, value)
+        ]
         if not choices:
             return None
         column, value = choices[int(rng.integers(len(choices)))]
@@ -322,13 +320,10 @@ class WindowSampler:
 
     def _near_miss(self, film, window_s, rng) -> Query | None:
         """What the window shows with one attribute changed, and true of nothing in the window."""
-        facts = film.facts_in(window_s)
-        if not facts:
+        drawn = self._shown_fact(film, window_s, rng)
+        if drawn is None:
             return None
-        fact = facts[int(rng.integers(len(facts)))]
-        true_one = describe(film.index, fact, rng)
-        if true_one is None:
-            return None
+        facts, fact, true_one = drawn
         name = NEAR_MISSES[int(rng.integers(len(NEAR_MISSES)))]
         full = full_description(fact)  # descriptions seldom name directions and sizes
         if name == "direction":
@@ -336,6 +331,15 @@ class WindowSampler:
         if name == "size":
             true_one = replace(true_one, actor=full.actor)
         return self._untrue(film, facts, change_one(true_one, name, rng), rng)
+
+    def _shown_fact(self, film, window_s, rng) -> tuple[list[Fact], Fact, Description] | None:
+        """All facts that the window shows, one of them, and what a sentence says of that one."""
+        facts = film.facts_in(window_s)
+        if not facts:
+            return None
+        fact = facts[int(rng.integers(len(facts)))]
+        description = describe(film.index, fact, rng)
+        return description and (facts, fact, description)
 
     def _untrue(self, film, facts, wrong: Description, rng) -> Query | None:
         """Words for it, if it may be asked and is true of none of the facts."""

@@ -305,7 +305,9 @@ def train(args: argparse.Namespace) -> None:
             earlier = args.init[-1] / state_path.name
             if earlier.exists():
                 state = torch.load(earlier, weights_only=True)
-                lacking, _ = pointer.load_state_dict(state["pointer"], strict=False)
+                lacking, unknown = pointer.load_state_dict(state["pointer"], strict=False)
+                if unknown:
+                    raise UserError(f"{earlier} has pointer heads of another version: {unknown}")
                 log.info("pointer heads that %s lacks: %s", earlier, lacking or "none")
                 if "tokens" in state:  # none before the adapter was taught by itself
                     tokens.load_state_dict(state["tokens"])

@@ -20,6 +20,7 @@ from revisionllm.demo.world import (
     PLACES,
     SHAPES,
     SIZES,
+    Actor,
     Fact,
     FilmPlan,
 )
@@ -101,10 +102,19 @@ UNSIZED = ("grow", "shrink")
 
 def full_description(fact: Fact) -> Description:
     """All that a sentence can say about a fact."""
-    other = fact.other and (fact.other.size, fact.other.colour, fact.other.shape)
-    size = None if fact.action in UNSIZED else fact.actor.size
-    actor = (size, fact.actor.colour, fact.actor.shape)
+    actor, other = _thing(fact.actor), fact.other and _thing(fact.other)
+    if fact.action in UNSIZED:
+        actor = (None, *actor[1:])
     return Description(fact.action, actor, fact.direction, other, fact.place)
+
+
+def things_in_shot(plan: FilmPlan, fact: Fact) -> list[Thing]:
+    """Everybody in the shot that a fact is of, as (size, colour, shape)."""
+    return [_thing(actor) for actor in plan.shot_at((fact.start_s + fact.end_s) / 2).actors]
+
+
+def _thing(actor: Actor) -> Thing:
+    return actor.size, actor.colour, actor.shape
 
 
 def _without(description: Description, name: str) -> Description:

@@ -22,6 +22,7 @@ from revisionllm.demo.language import (
     full_description,
     may_be_asked,
     phrase,
+    things_in_shot,
 )
 from revisionllm.demo.world import COLOURS, SHAPES, SIZES, Fact, FilmPlan, plan_film
 from revisionllm.grounding.levels import Question
@@ -53,11 +54,11 @@ def _changed(
     plan: FilmPlan, fact: Fact, true_one: Description, rng
 ) -> Iterator[tuple[str, Description]]:
     full = full_description(fact)
-    shot = plan.shot_at((fact.start_s + fact.end_s) / 2)
+    things = things_in_shot(plan, fact)
     for name, (column, values) in THINGS.items():
         if full.actor[column] is None:
             continue
-        there = {(actor.size, actor.colour, actor.shape)[column] for actor in shot.actors}
+        there = {thing[column] for thing in things}
         for kind, seen in (("in the shot", True), ("not in the shot", False)):
             choices = [v for v in values if v != full.actor[column] and (v in there) == seen]
             if choices:

@@ -20,6 +20,7 @@ from revisionllm.data.annotations import Annotation, read_annotations, require_g
 from revisionllm.data.conversations import question_text
 from revisionllm.data.feature_store import FeatureStore, open_features
 from revisionllm.data.lmdb_records import LmdbRecords, read_query
+from revisionllm.data.queries import query_rows
 from revisionllm.data.samples import (
     Film,
     Plan,
@@ -64,7 +65,7 @@ class Sample:
         plan: what it is.
         features: float32 [S, F, D], a row of windows; S = 1 unless long. Repeats are made.
         questions: one per `plan.asks`.
-        query_features: word features [L, D] per question; None if the adapter does not read them.
+        query_features: `query_rows` [L, D] per question; None if the adapter does not read them.
     """
 
     plan: Plan
@@ -191,8 +192,12 @@ class GroundingDataset:
             questions.append(Question(annotation.query_id, text, answer))
         words = None
         if self._text is not None:
-            words = tuple(read_query(self._text, q.query_id)[0] for q in questions)
+            words = tuple(self._query_rows(q.query_id) for q in questions)
         return Sample(plan, self._read(plan), tuple(questions), words)
+
+    def _query_rows(self, query_id: str) -> np.ndarray:
+        words, sentence = read_query(self._text, query_id)
+        return query_rows(words, sentence, reads_sentence=self.spec.reads_sentence)
 
     def _read(self, plan: Plan) -> np.ndarray:
         """Features [S, F, D]; rows that windows share are read once."""

@@ -62,6 +62,7 @@ class SampleSpec:
         adapter_output: what the adapter gives per window: frames (F tokens), segment (1 token), or
             alternate: segment rows of this stage in even steps, dense rows in odd ones.
         needs_text: the adapter reads the query's word features.
+        reads_sentence: and its sentence feature behind them.
     """
 
     stage: str
@@ -80,6 +81,7 @@ class SampleSpec:
     num_segments: int = 100
     segment_stride_s: float = 25.0
     segment_repeats: tuple[int, ...] = (1,)
+    reads_sentence: bool = False
 
     def __post_init__(self) -> None:
         rules = {

@@ -7,7 +7,9 @@ mean.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -84,6 +86,11 @@ class TrainingFilm:
         """Start of the window whose first frame is feature number `first` (frame centres)."""
         return self.time_s(first) - FRAME_S / 2
 
+    def window_s(self, first: int) -> tuple[float, float]:
+        """Start and end of that window."""
+        start_s = self.window_start_s(first)
+        return start_s, start_s + WINDOW_S
+
     def shown_in(self, window_s: tuple[float, float]) -> np.ndarray:
         """Which of the plan's facts a window shows some of, bool `[N]`."""
         return np.array([fact.overlaps(window_s) for fact in self.plan.facts], bool)
@@ -129,6 +136,13 @@ def load_film(seed: int, duration_s: float, split: str, features: np.ndarray) ->
 
 def _share_inside(start_s: float, end_s: float, window_s: tuple[float, float]) -> float:
     return (min(end_s, window_s[1]) - max(start_s, window_s[0])) / (end_s - start_s)
+
+
+def _labels(span_s: tuple[float, float], window_s: tuple[float, float]) -> tuple[int, int]:
+    """First and last frame of an event in a window."""
+    return span_to_labels(
+        *span_s, window_s[0], window_s=WINDOW_S, frames_per_window=FRAMES_PER_WINDOW
+    )
 
 
 def _grounding(query: Query, span: tuple[int, int] | None, cast: list[tuple]) -> Question:
@@ -188,8 +202,7 @@ class WindowSampler:
 
     def window(self, film: TrainingFilm, first: int, rng: np.random.Generator) -> Window:
         """The window that starts at feature number `first`, with its questions."""
-        start_s = film.window_start_s(first)
-        window_s = (start_s, start_s + WINDOW_S)
+        start_s, _ = window_s = film.window_s(first)
         wanted = self.questions_per_window - self.captions
         cast = film.seen[first : first + FRAMES_PER_WINDOW]
         questions = [self._caption(film, start_s, rng) for _ in range(self.captions)]
@@ -210,26 +223,32 @@ class WindowSampler:
             film.table[first : first + FRAMES_PER_WINDOW],
         )
 
+    def event_of(self, film: TrainingFilm, first: int, rng) -> Query | None:
+        """A sentence about an event of the window that starts at feature number `first`; None: it
+        shows at least half of none that a sentence singles out."""
+        return next(self._events(film, film.window_s(first), rng), None)
+
+    def asked_of(self, film: TrainingFilm, first: int, query: Query) -> Question:
+        """A sentence as a question about the window that starts at feature number `first`."""
+        window_s = film.window_s(first)
+        cast = film.seen[first : first + FRAMES_PER_WINDOW]
+        start_s, end_s = query.span_s
+        is_there = start_s < window_s[1] and window_s[0] < end_s
+        return _grounding(query, _labels(query.span_s, window_s) if is_there else None, cast)
+
     def _present(self, film, window_s, count, cast, rng) -> list[Question]:
+        found = itertools.islice(self._events(film, window_s, rng), count)
+        return [_grounding(query, _labels(query.span_s, window_s), cast) for query in found]
+
+    def _events(self, film, window_s, rng) -> Iterator[Query]:
+        """Sentences about events of which the window shows at least half, in random order."""
         facts = film.facts_in(window_s)
-        chosen: list[Question] = []
         for position in rng.permutation(len(facts)):
             fact = facts[position]
-            if len(chosen) == count:
-                break
-            if _share_inside(fact.start_s, fact.end_s, window_s) < 0.5:
-                continue
-            query = event_query(film.index, fact, rng, self.split)
-            if query:
-                span = span_to_labels(
-                    fact.start_s,
-                    fact.end_s,
-                    window_s[0],
-                    window_s=WINDOW_S,
-                    frames_per_window=FRAMES_PER_WINDOW,
-                )
-                chosen.append(_grounding(query, span, cast))
-        return chosen
+            if _share_inside(fact.start_s, fact.end_s, window_s) >= 0.5:
+                query = event_query(film.index, fact, rng, self.split)
+                if query:
+                    yield query
 
     def _negative(self, film: TrainingFilm, window_s, cast, rng) -> Question:
         while True:

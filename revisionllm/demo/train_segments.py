@@ -15,14 +15,14 @@ import argparse
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 if __package__ in (None, ""):  # started by path: import from the repository, not from here
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from revisionllm.errors import run_entry_point
+from revisionllm.errors import UserError, run_entry_point
 from revisionllm.files import write_json
 
 log = logging.getLogger("train_segments")
@@ -39,6 +39,21 @@ class Pairs:
     shown: object
     inside: object
     present: object
+
+
+def sentence_rows(clip, sentences: Sequence[str]) -> list:
+    """What the adapter reads of sentences, a tensor [L, D] each."""
+    import torch
+
+    from revisionllm.data.queries import query_rows
+
+    distinct = list(dict.fromkeys(sentences))
+    words, features = clip.encode_texts(distinct)
+    rows = {
+        sentence: torch.from_numpy(query_rows(row.numpy(), feature, reads_sentence=True))
+        for sentence, row, feature in zip(distinct, words, features.numpy(), strict=True)
+    }
+    return [rows[sentence] for sentence in sentences]
 
 
 class PairSampler:
@@ -70,27 +85,61 @@ class PairSampler:
             feature_fps=FEATURE_FPS / FEATURE_STEP,
             num_features=FRAMES_PER_WINDOW,
         )
-        self.words = lru_cache(maxsize=20000)(lambda text: clip.encode_texts([text])[0][0])
+        self.clip = clip
 
-    def draw(self, films, windows: int, rng) -> Pairs:
-        """Pairs of `windows` random windows."""
+    def draw(self, films, crossed: int, windows: int, rng) -> Pairs:
+        """Pairs of a film's windows and sentences.
+
+        Args:
+            films: training films.
+            crossed: so many windows of one film, each with an event's sentence, all with all: what
+                a search meets. They come first, a row of windows per sentence.
+            windows: windows of any film with questions that are hard to tell (`WindowSampler`).
+            rng: draws everything.
+        """
+        from revisionllm.demo.dense_data import random_window
+
+        asked = self._crossed(films[int(rng.integers(len(films)))], crossed, rng)
+        for _ in range(windows):
+            window = self.sampler.window(*random_window(films, rng), rng)
+            asked += [(window.features, question) for question in window.questions]
+        return self._pairs(asked)
+
+    def _crossed(self, film, count: int, rng) -> list[tuple]:
+        """(features, question): sentences of `count` events, each with the windows of all."""
+        from revisionllm.demo.dense_data import FRAMES_PER_WINDOW, random_window
+
+        found = []
+        while len(found) < count:
+            _, first = random_window([film], rng)
+            query = self.sampler.event_of(film, first, rng)
+            if query is not None:
+                found.append((first, query))
+        return [
+            (
+                film.features[first : first + FRAMES_PER_WINDOW],
+                self.sampler.asked_of(film, first, query),
+            )
+            for _, query in found
+            for first, _ in found
+        ]
+
+    def _pairs(self, asked) -> Pairs:
         import numpy as np
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        from revisionllm.demo.dense_data import FRAMES_PER_WINDOW, random_window
+        from revisionllm.demo.dense_data import FRAMES_PER_WINDOW
 
-        drawn = [self.sampler.window(*random_window(films, rng), rng) for _ in range(windows)]
-        asked = [(window, question) for window in drawn for question in window.questions]
         shown = np.zeros((len(asked), FRAMES_PER_WINDOW), bool)
         inside = shown.copy()
         for row, (_, question) in enumerate(asked):
             shown[row, list(question.shown)] = True
             if question.span:
                 inside[row, question.span[0] : question.span[1] + 1] = True
-        words = [self.words(question.sentence) for _, question in asked]
+        words = sentence_rows(self.clip, [question.sentence for _, question in asked])
         mask = [torch.ones(len(word), dtype=torch.bool) for word in words]
-        features = np.stack([window.features[self.frames] for window, _ in asked])
+        features = np.stack([rows[self.frames] for rows, _ in asked])
         return Pairs(
             torch.from_numpy(features.astype(np.float32)),
             pad_sequence(words, batch_first=True),
@@ -108,8 +157,9 @@ def build_heads(hidden_size: int):
     return nn.ModuleDict({"segment": nn.Linear(hidden_size, 1), "frame": nn.Linear(hidden_size, 2)})
 
 
-def losses(adapter, heads, pairs: Pairs):
-    """The loss, and hits: (right, all) of presence and of frames."""
+def losses(adapter, heads, pairs: Pairs, crossed: int = 0):
+    """The loss, and hits: (right, all) of presence, of frames, and of the window that ranks first
+    for each of the `crossed` sentences at the beginning."""
     import torch
     from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
@@ -126,7 +176,31 @@ def losses(adapter, heads, pairs: Pairs):
     for number, name in enumerate(("shown", "inside")):
         right = (frames[..., number] > 0)[truth[..., number]]
         hits[name] = (int(right.sum()), len(right))
+    if crossed:
+        rows = present[: crossed**2].unflatten(0, (crossed, crossed))
+        shows_it = pairs.present[: crossed**2].unflatten(0, (crossed, crossed))
+        chances = rows.log_softmax(1).masked_fill(~shows_it, -torch.inf)
+        loss = loss - chances.logsumexp(1).mean()
+        best = shows_it.gather(1, rows.argmax(1, keepdim=True))
+        hits["ranked"] = (int(best.sum()), crossed)
     return loss, hits
+
+
+def go_on_from(run: Path, adapter) -> None:
+    """Copy another run's adapter; what it does not read yet (the sentence) starts without effect.
+
+    Raises:
+        UserError: an adapter of other sizes.
+    """
+    from revisionllm.model.loading import describe
+
+    tensors = describe(run)[1].tensors
+    wanted = adapter.state_dict()
+    other = [n for n, t in tensors.items() if n not in wanted or wanted[n].shape != t.shape]
+    missing = wanted.keys() - tensors.keys() - {"match.weight"}
+    if other or missing:
+        raise UserError(f"{run}: not an adapter of these sizes: {sorted({*other, *missing})[:3]}")
+    adapter.load_state_dict(tensors, strict=False)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -145,7 +219,8 @@ def train(args: argparse.Namespace) -> None:
     clip = load_clip(told.clip)
     film_s = args.film_minutes * 60
     films = training_films(args.films, film_s, "train", Path(told.clip), args.cache, args.workers)
-    options = {"ffn_dim": args.adapter_ffn_dim, "dropout": 0.0, "digit_position_segments": 100}
+    options = {"ffn_dim": args.adapter_ffn_dim, "dropout": 0.0}
+    options |= {"digit_position_segments": 100, "reads_sentence": True}
     width = told.adapter.feature_dim
     model = load_model(
         args.run,
@@ -160,6 +235,8 @@ def train(args: argparse.Namespace) -> None:
     numbers = known.tensors.get("position.table")
     if numbers is not None and numbers.shape == adapter.position.table.shape:
         adapter.position.table.data.copy_(numbers)  # the LLM can read these: its frames have them
+    if args.init:
+        go_on_from(args.init, adapter)
     heads = build_heads(adapter.hidden_size)
     sampler = PairSampler(clip, args.frames_per_window, args.questions)
     parameters = [*adapter.parameters(), *heads.parameters()]
@@ -171,9 +248,10 @@ def train(args: argparse.Namespace) -> None:
     started, recent, seen = time.time(), [], []
     adapter.train()
     for step in range(first_step, args.steps):
-        pairs = sampler.draw(films, args.windows, np.random.default_rng([args.seed, 107, step]))
+        rng = np.random.default_rng([args.seed, 107, step])
+        pairs = sampler.draw(films, args.crossed, args.windows, rng)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            loss, hits = losses(adapter, heads, pairs)
+            loss, hits = losses(adapter, heads, pairs, args.crossed)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -202,6 +280,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--run", type=Path, default=Path("checkpoints/demo/dense"), help="gives base LLM and CLIP")
+    add("--init", type=Path, metavar="RUN", help="go on from the adapter of this run")
     add("--out", type=Path, default=Path("out/train_demo/segments"), help="run folder to write")
     add("--cache", type=Path, default=Path("out/demo_features"), help="features of training films")
     add("--films", type=int, default=64, help="training films")
@@ -209,7 +288,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--frames_per_window", type=int, default=100, help="frames the adapter sees of a window")
     add("--adapter_ffn_dim", type=int, default=512, help="feed-forward width of the adapter")
     add("--steps", type=int, default=4000, help="optimizer steps")
-    add("--windows", type=int, default=4, help="windows per step")
+    add("--crossed", type=int, default=8, help="sentences per step asked in the others' windows")
+    add("--windows", type=int, default=1, help="windows per step with questions hard to tell")
     add("--questions", type=int, default=16, help="sentences per window")
     add("--lr", type=float, default=1e-3, help="peak learning rate")
     add("--save_every", type=int, default=250, help="steps between states and run folders")

@@ -82,6 +82,16 @@ class Ask:
     log_probs: dict[State, np.ndarray] = field(default_factory=dict)
     answers: list[tuple[State, float]] = field(default_factory=list)
 
+    def weighted_states(self) -> dict[State, float]:
+        """The answer's final state (weight 1), then those of `answers` by falling weight: their
+        probability against the answer's, at most 1."""
+        own = next((p for state, p in self.answers if state == self.state), None)
+        weights = {self.state: 1.0}
+        for state, log_prob in self.answers:
+            base = own if own is not None else self.answers[0][1]
+            weights.setdefault(state, float(np.exp(min(0.0, log_prob - base))))
+        return weights
+
 
 def decide(asks: list[Ask], logits: np.ndarray, choices: Choices, explore: float) -> None:
     """The first choice of many answers at once: presence, and the best token.

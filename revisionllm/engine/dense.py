@@ -234,11 +234,6 @@ class DenseEngine:
         config, grammar = self.model.config, self.choices.grammar
         if grammar.span(ask.state) is None:
             return []
-        own = next((p for state, p in ask.answers if state == ask.state), None)
-        weights = {ask.state: 1.0}
-        for state, log_prob in ask.answers:
-            base = own if own is not None else ask.answers[0][1]
-            weights.setdefault(state, float(np.exp(min(0.0, log_prob - base))))
         return [
             SpanCandidate(
                 *labels_to_span(
@@ -250,7 +245,7 @@ class DenseEngine:
                 ),
                 weight,
             )
-            for state, weight in weights.items()
+            for state, weight in ask.weighted_states().items()
         ]
 
 

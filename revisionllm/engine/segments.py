@@ -26,7 +26,7 @@ from revisionllm.engine.decoder import Decoder, EngineCost
 from revisionllm.engine.dense import WindowFeatures, span_grammar
 from revisionllm.engine.prefixes import Budget, PrefixBatch, run_prefixes
 from revisionllm.grounding import scores
-from revisionllm.grounding.answers import AnswerGrammar, Span, parse_yes_no
+from revisionllm.grounding.answers import NO, NOT_PRESENT, AnswerGrammar, Span, parse_yes_no
 from revisionllm.grounding.levels import Question, SpanCandidate, WindowAnswer
 from revisionllm.grounding.windows import Window, labels_to_span
 from revisionllm.model.llama import GroundingModel
@@ -53,12 +53,18 @@ def segment_grammar(model: GroundingModel, num_positions: int) -> AnswerGrammar:
 
 
 def answer_spans(
-    question: Question, text: str, span: Span | None, config, *, narrow: bool = False
+    question: Question,
+    text: str,
+    span: Span | None,
+    config,
+    *,
+    narrow: bool = False,
+    weight: float = 1.0,
 ) -> list[SpanCandidate]:
-    """What an answer names, in seconds of the film."""
+    """What an answer names, in seconds of the film, each with the weight given."""
     if config.question == "yes_no":
         last = question.num_positions - 1 if parse_yes_no(text) else -1
-        return _ranges(question, 0, last, narrow)
+        return _ranges(question, 0, last, narrow, weight)
     if span is None:
         return []
     if config.stage == "sparse":
@@ -69,18 +75,21 @@ def answer_spans(
             frames_per_window=config.frames_per_window,
             time_mapping=config.time_mapping,
         )
-        return [SpanCandidate(*seconds)]
+        return [SpanCandidate(*seconds, weight)]
     first, last = span
     if config.answer_end == "exclusive":
         last = max(first, last - 1)
     last = min(last, question.num_positions - 1)
-    return _ranges(question, min(first, last), last, narrow)
+    return _ranges(question, min(first, last), last, narrow, weight)
 
 
-def _ranges(question: Question, first: int, last: int, narrow: bool) -> list[SpanCandidate]:
+def _ranges(
+    question: Question, first: int, last: int, narrow: bool, weight: float
+) -> list[SpanCandidate]:
     if last < first:
         return []
-    return [SpanCandidate(*seconds) for seconds in question.ranges(first, last, narrow=narrow)]
+    ranges = question.ranges(first, last, narrow=narrow)
+    return [SpanCandidate(*seconds, weight) for seconds in ranges]
 
 
 class SegmentEngine:
@@ -89,15 +98,24 @@ class SegmentEngine:
     Args:
         model: a loaded run with a clip adapter.
         budget_mb: memory in MiB for keys, values, activations and segment tokens; None: by device.
+        explore, num_candidates: as of `DenseEngine`; for levels that keep more than each answer.
 
     Attributes:
         cost: work done so far; `segments` counts (query, segment) pairs that were encoded.
     """
 
-    def __init__(self, model: GroundingModel, *, budget_mb: int | None = None) -> None:
+    def __init__(
+        self,
+        model: GroundingModel,
+        *,
+        budget_mb: int | None = None,
+        explore: float = 1.0,
+        num_candidates: int = 1,
+    ) -> None:
         self.model = model.eval()
         self.budget = Budget.of(model.llm, budget_mb)
         self.cost = EngineCost()
+        self._listing = {"explore": explore, "num_candidates": num_candidates}
         self._decoders: dict[int, Decoder] = {}
         self._before = model.prompt_pieces(model.question("x"))[0]
         self._film: Hashable | None = None
@@ -197,7 +215,9 @@ class SegmentEngine:
     def _decoder(self, num_positions: int) -> Decoder:
         if num_positions not in self._decoders:
             choices = Choices(segment_grammar(self.model, num_positions))
-            self._decoders[num_positions] = Decoder(self.model.llm, choices, self.budget, self.cost)
+            self._decoders[num_positions] = Decoder(
+                self.model.llm, choices, self.budget, self.cost, **self._listing
+            )
         return self._decoders[num_positions]
 
     def _work(
@@ -233,16 +253,25 @@ class SegmentEngine:
         self, decoder: Decoder, ask: Ask, question: Question, narrow: bool
     ) -> WindowAnswer:
         grammar = decoder.choices.grammar
-        text, span = grammar.text(ask.state), grammar.span(ask.state)
-        window = question.window
+        text, window, config = grammar.text(ask.state), question.window, self.model.config
+        spans = [
+            candidate
+            for state, weight in ask.weighted_states().items()
+            for candidate in answer_spans(
+                question, text, grammar.span(state), config, narrow=narrow, weight=weight
+            )
+        ]
+        absent = NO if config.question == "yes_no" else NOT_PRESENT
+        # an explored answer is still that: its entropy is that of its one decision
+        entropies = ask.entropies[:1] if ask.absent else ask.entropies
         return WindowAnswer(
             window.index,
             window.start_s,
             window.end_s,
-            text,
-            answer_spans(question, text, span, self.model.config, narrow=narrow),
+            absent if ask.absent else text,
+            spans,
             ask.presence,
-            scores.answer_entropy(ask.entropies).mean,
+            scores.answer_entropy(entropies).mean,
         )
 
 

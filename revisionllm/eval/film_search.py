@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from revisionllm.data.queries import query_rows
 from revisionllm.eval import predictions as schema
 from revisionllm.grounding.cost import ModelShape, Plan, choose_plan
 from revisionllm.grounding.levels import Level, Question, SearchResult, WindowAnswer
@@ -41,6 +42,11 @@ class EvalQuery:
     gt: list[tuple[float, float]] | None = None
     words: np.ndarray | None = None
     feature: np.ndarray | None = None
+
+    def rows_for(self, config) -> np.ndarray:
+        """What the adapter of a run reads of the query."""
+        reads_sentence = config.adapter.reads_sentence
+        return query_rows(self.words, self.feature, reads_sentence=reads_sentence)
 
 
 @dataclass(frozen=True)
@@ -196,7 +202,7 @@ class FilmSearcher:
 
         if level.kind == "dense":
             return engine.answer(questions, sentences, features, film=film.key)
-        words = [query.words for query in queries]
+        words = [query.rows_for(config) for query in queries]
         return engine.answer(
             questions, sentences, words, features, film=film.key, narrow=level.narrow
         )

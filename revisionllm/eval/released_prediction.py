@@ -204,7 +204,7 @@ def _segment_tokens(
     """Every segment's token [N, H], each encoded once; the released code encodes it every time."""
     import torch
 
-    words = torch.from_numpy(query.words)[None].to(model.device)
+    words = torch.from_numpy(query.rows_for(model.config))[None].to(model.device)
     tokens = []
     for first, last in table.tolist():
         rows = windows.released_indices(first, last, model.config.frames_per_window, len(film.rows))

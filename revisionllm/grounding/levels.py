@@ -63,7 +63,7 @@ class Level:
             problems.append(f"zooms repeat: {self.zooms}")
         if self.kind == "dense" and (self.group_size, self.zooms) != (1, (1,)):
             problems.append("a dense question has one window and no zoom")
-        if self.kind == "cosine" and self.keep_top is None and self.keep_fraction is None:
+        if self.kind == "cosine" and not self.has_budget:
             problems.append("a cosine level needs keep_top or keep_fraction")
         if problems:
             raise ValueError(f"level {self.name!r}: {'; '.join(problems)}")
@@ -77,9 +77,14 @@ class Level:
         """Seconds added on both sides of what survives."""
         return self.stride_s if self.margin_s is None else self.margin_s
 
+    @property
+    def has_budget(self) -> bool:
+        """Only so many of its answers may survive."""
+        return self.keep_top is not None or self.keep_fraction is not None
+
     def budget(self, count: int) -> int:
         """How many of `count` answers may survive."""
-        if self.keep_top is None and self.keep_fraction is None:
+        if not self.has_budget:
             return count
         by_fraction = round(count * (self.keep_fraction or 0.0))
         return min(count, max(1, self.keep_top or 0, by_fraction))

@@ -17,6 +17,7 @@ Range = tuple[float, float]
 VETO_FACTOR = 0.1  # a moment that the coarse levels contradict ranks behind those they support
 _LEAST_CHANCE = 1e-5  # keeps log odds finite
 _ROUNDING = 1e-5  # how far a probability in half or single precision may leave 0..1
+REPEATED_IOU = 0.3  # ranges that overlap by more are about the same event
 WHOLE_WINDOW_WEIGHT = 0.1  # a window offered as a moment because nothing was answered
 
 
@@ -72,7 +73,10 @@ def whole_windows(answers: Sequence[WindowAnswer], duration_s: float) -> Candida
 def surviving_ranges(
     level: Level, answers: Sequence[WindowAnswer], duration_s: float
 ) -> tuple[list[Range], list[float]]:
-    """Ranges that one zoom of a level keeps, best first, and scores (presence times weight)."""
+    """Ranges that one zoom of a level keeps, best first, and scores (presence times weight).
+
+    What nearly repeats a better range does not count against the level's budget.
+    """
     if level.min_score is None:
         answers = [answer for answer in answers if answer.is_positive]
     found = candidates_of(answers, duration_s)
@@ -80,7 +84,9 @@ def surviving_ranges(
     order = np.argsort(-scores, kind="stable")
     if level.min_score is not None:
         order = order[scores[order] >= level.min_score]
-    order = order[: level.budget(len(found))] if len(found) else order
+    if level.has_budget:
+        order = order[suppress(found.spans_s[order], scores[order], iou_threshold=REPEATED_IOU)]
+    order = order[: level.budget(len(order))]
     return [tuple(span) for span in found.spans_s[order].tolist()], scores[order].tolist()
 
 

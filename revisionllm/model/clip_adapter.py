@@ -15,7 +15,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import linear, normalize, scaled_dot_product_attention
 
 from revisionllm.model.projector import DigitPosition
 
@@ -135,6 +135,9 @@ class ClipAdapter(nn.Module):
         output_norm: layer norm on the tokens; the released `alternate_layer_norm`.
         digit_position_segments: most segments in a prompt if their numbers are to be added to their
             tokens (`place`), which helps an LLM of a few million parameters; 0 for none.
+        reads_sentence: the last row of a query is its sentence feature (`data.queries.query_rows`).
+            Frames look at it as at the words, and are told how they match it (`_matched`): what
+            CLIP has learned about sentences and frames need not be learned again from words.
     """
 
     def __init__(
@@ -149,6 +152,7 @@ class ClipAdapter(nn.Module):
         dropout: float = 0.1,
         output_norm: bool = False,
         digit_position_segments: int = 0,
+        reads_sentence: bool = False,
     ) -> None:
         super().__init__()
         sizes = (feature_dim, num_heads, ffn_dim, dropout)
@@ -163,6 +167,10 @@ class ClipAdapter(nn.Module):
             if digit_position_segments
             else nn.Identity()
         )
+        self.match = None
+        if reads_sentence:
+            self.match = nn.Linear(feature_dim, feature_dim, bias=False)
+            nn.init.zeros_(self.match.weight)  # an adapter that goes on from words starts as it was
 
     def forward(
         self,
@@ -176,7 +184,8 @@ class ClipAdapter(nn.Module):
 
         Args:
             frames_BSTD: [B, S, T, D], or [B, T, D] for one window per query.
-            text_BLD: [B, L, D] word features of the B queries, zero-padded.
+            text_BLD: [B, L, D] word features of the B queries, zero-padded; see
+                `data.queries.query_rows`.
             text_mask_BL: nonzero where a word is; at least one per row. None: all are words.
             output: `segment` (the global token), `frames`, or `all` (global token first).
 
@@ -207,9 +216,18 @@ class ClipAdapter(nn.Module):
         mask = None if text_mask is None else text_mask.bool()
         x = frames.flatten(1, 2)
         positions = positions.repeat(frames.shape[1], 1)
+        if self.match is not None:
+            x = x + self._matched(x, text, mask)
         for layer in self.t2v_encoder.layers:
             x = layer(x, positions, text, mask)
         return x
+
+    def _matched(self, frames_BND: Tensor, text_BLD: Tensor, mask: Tensor | None) -> Tensor:
+        """Products of frames and sentence, unit vectors both: their sum would be the cosine."""
+        B, L, D = text_BLD.shape
+        last = torch.full((B,), L - 1, device=text_BLD.device) if mask is None else mask.sum(1) - 1
+        sentences = text_BLD[torch.arange(B, device=text_BLD.device), last, None]
+        return self.match(normalize(frames_BND, dim=-1) * normalize(sentences, dim=-1) * D)
 
     def _collect(self, frames: Tensor, positions: Tensor, output: str) -> Tensor:
         """Self-attention layers over [global token; frames] of each window [N, T, D].

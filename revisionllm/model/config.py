@@ -54,6 +54,11 @@ class AdapterConfig:
         default_factory=dict, metadata={"help": "further keyword arguments of the module"}
     )
 
+    @property
+    def reads_sentence(self) -> bool:
+        """A query's rows end with its sentence feature; see `ClipAdapter`."""
+        return bool(self.options.get("reads_sentence"))
+
     def problems(self) -> list[str]:
         """Contradictions, one sentence each."""
         found = []

@@ -56,6 +56,9 @@ class TrainArguments:
     digit_position_segments: int = _arg(
         0, "sparse: a new CLIP adapter numbers so many segments (small LLMs need it)", "model"
     )
+    reads_sentence: bool = _arg(
+        False, "sparse: a new CLIP adapter is told how frames match the whole sentence", "model"
+    )
     train_projector: bool = _arg(
         False, "dense: train the linear projector too, for a base that has none", "model"
     )
@@ -249,9 +252,10 @@ def _contradictions(args: TrainArguments) -> list[str]:
         "--sparse_target span is for stage sparse": args.sparse_target == "span" and not sparse,
         "--segment_repeats is for stage long": args.segment_repeats != [1] and args.stage != "long",
         "--train_projector is for stage dense": args.train_projector and not dense,
-        "--adapter_ffn_dim and --digit_position_segments are for stage sparse's new adapter": (
-            not sparse and (args.adapter_ffn_dim != 2048 or args.digit_position_segments > 0)
-        ),
+        "--adapter_ffn_dim, --digit_position_segments and --reads_sentence are for stage sparse's"
+        " new adapter": not sparse
+        and (args.adapter_ffn_dim, args.digit_position_segments, args.reads_sentence)
+        != (2048, 0, False),
         "float16 needs a GPU": args.dtype == "float16" and args.device == "cpu",
     }
     return [text for text, broken in rules.items() if broken]

@@ -25,6 +25,13 @@ def training_dtype(args: TrainArguments) -> str:
     return next(name for name, dtype in DTYPES.items() if dtype == chosen)
 
 
+def starting_adapter(args: TrainArguments) -> AdapterConfig:
+    """The adapter of `initial_model`, without loading an LLM."""
+    source = args.init_lora or args.base
+    settings = _config_settings(args) | _adapter_settings(args, source)
+    return describe(source, **settings)[0].adapter
+
+
 def initial_model(args: TrainArguments, *, dtype: str, offload: bool = False) -> GroundingModel:
     """Load what the stage starts from, add what is new, freeze what it does not train.
 
@@ -105,6 +112,8 @@ def _adapter_settings(args: TrainArguments, source: str) -> dict[str, Any]:
     options = {"ffn_dim": args.adapter_ffn_dim}
     if args.digit_position_segments:
         options["digit_position_segments"] = args.digit_position_segments
+    if args.reads_sentence:
+        options["reads_sentence"] = True
     return {
         "adapter": AdapterConfig(kind="clip", feature_dim=width, output="segment", options=options)
     }

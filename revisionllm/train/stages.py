@@ -211,6 +211,7 @@ TABLE = (
             "frames_per_window": 33,
             "adapter_ffn_dim": 512,
             "digit_position_segments": 100,
+            "reads_sentence": True,
             "epochs": 1.0,
             "global_batch_size": 32,
             "per_device_batch_size": 16,

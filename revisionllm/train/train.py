@@ -168,6 +168,7 @@ def training_data(args: TrainArguments) -> tuple[Any, Any]:
     from revisionllm.data.dataset import build_dataset
     from revisionllm.data.sampler import QuestionBatchSampler
     from revisionllm.data.samples import SampleSpec
+    from revisionllm.train.initial import starting_adapter
 
     spec = SampleSpec(
         stage=args.stage,
@@ -177,6 +178,7 @@ def training_data(args: TrainArguments) -> tuple[Any, Any]:
         feature_fps=args.feature_fps,
         adapter_output=args.row.adapter_output,
         needs_text=args.row.needs_text,
+        reads_sentence=args.row.needs_text and starting_adapter(args).reads_sentence,
         time_mapping=args.time_mapping,
         negatives_per_positive=args.negatives_per_positive,
         questions_per_window=args.questions_per_window if args.is_packed else 1,

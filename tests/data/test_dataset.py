@@ -52,6 +52,7 @@ STAGES = {
     "dense packed": spec(),
     "dense single": spec(questions_per_window=1),
     "sparse": spec("sparse"),
+    "sentence": spec("sparse", reads_sentence=True),
     "long": spec("long", segment_repeats=(1, 2)),
     "alternate": spec("long", adapter_output="alternate"),
 }
@@ -77,7 +78,10 @@ def test_item_i_asks_query_i_of_its_own_film_and_time(world, name):
                 assert words in question.text
                 asked[question.query_id, ask.span is None] += 1
                 if sample.query_features is not None:
-                    wanted = query_arrays(question.query_id)["token_features"]
+                    arrays = query_arrays(question.query_id)
+                    wanted = [arrays["token_features"]]
+                    wanted += [arrays["cls_features"][None]] if stage.reads_sentence else []
+                    wanted = np.concatenate(wanted)
                     np.testing.assert_array_equal(sample.query_features[number], wanted)
             times = sample.features[..., 0] / FPS
             starts = np.repeat(plan.starts_s, plan.repeat)

@@ -18,22 +18,26 @@ class Words:
     """A stand-in for CLIP: a sentence of n words has n rows."""
 
     def encode_texts(self, sentences):
-        return [torch.full((len(s.split()), 4), float(len(s))) for s in sentences], None
+        words = [torch.full((len(s.split()), 4), float(len(s))) for s in sentences]
+        return words, torch.tensor([[float(len(s.split()))] * 4 for s in sentences])
 
 
 @pytest.mark.parametrize("frames_per_window", [20, FRAMES_PER_WINDOW])
-def test_pairs_are_the_questions_of_their_windows(frames_per_window):
+def test_hard_pairs_are_the_questions_of_their_windows(frames_per_window):
     numbers = np.arange(1500, dtype=np.float16)[:, None] * np.ones(4, np.float16)
     film = load_film(4, 900.0, "train", numbers)
     sampler = train_segments.PairSampler(Words(), frames_per_window, 12)
-    pairs = sampler.draw([film], 3, np.random.default_rng(0))
+    pairs = sampler.draw([film], 0, 3, np.random.default_rng(0))
     rng = np.random.default_rng(0)
+    rng.integers(1)  # the film of the crossed ones
     row = 0
     for _ in range(3):
         first = [int(rng.integers(1)), int(rng.integers(1401))][1]
         window = WindowSampler(12, 0).window(film, first, rng)
         for question in window.questions:
-            assert pairs.mask[row].sum() == len(question.sentence.split())
+            count = len(question.sentence.split())
+            assert pairs.mask[row].sum() == count + 1
+            assert pairs.words[row, count, 0] == count  # the sentence, behind its words
             assert pairs.present[row] == (question.span is not None)
             # a frame of a coarser window is the one in the middle of its share
             share = FRAMES_PER_WINDOW / frames_per_window
@@ -46,12 +50,55 @@ def test_pairs_are_the_questions_of_their_windows(frames_per_window):
     assert row == len(pairs.present)
 
 
+def test_crossed_pairs_ask_every_sentence_in_every_window():
+    film = load_film(4, 900.0, "train", np.zeros((1500, 4), np.float16))
+    film.features[:] = np.arange(1500)[:, None]
+    sampler = train_segments.PairSampler(Words(), FRAMES_PER_WINDOW, 12)
+    pairs = sampler.draw([film], 6, 0, np.random.default_rng(2))
+    assert len(pairs.present) == 36
+    present, words = pairs.present.view(6, 6), pairs.words.view(6, 6, -1, 4)
+    assert present.diagonal().all()  # its own window shows at least half of it
+    assert words.eq(words[:, :1]).all()  # a row is one sentence
+    firsts = pairs.features.view(6, 6, FRAMES_PER_WINDOW, 4)[..., 0, 0]
+    assert firsts.eq(firsts[:1]).all()  # a column is one window
+    inside = pairs.inside.view(6, 6, FRAMES_PER_WINDOW)
+    for row in range(6):
+        seen = {
+            int(firsts[row, column]) + frame
+            for column in range(6)
+            for frame in inside[row, column].nonzero()[:, 0].tolist()
+        }
+        own = inside[row, row].nonzero()[:, 0]
+        for column in range(6):  # frames of the event are the same film frames in every window
+            there = {int(firsts[row, column]) + f for f in range(FRAMES_PER_WINDOW)} & seen
+            assert len(there) == int(inside[row, column].sum())
+        assert len(own) > 0
+
+
+def test_program_goes_on_from_another_adapter(tmp_path):
+    from revisionllm.model.loading import describe
+
+    words = ["--run", str(DEMO / "dense"), "--init", str(DEMO / "sparse"), "--films", "1"]
+    words += ["--cache", str(tmp_path / "cache"), "--film_minutes", "3", "--workers", "1"]
+    words += ["--windows", "1", "--questions", "4", "--crossed", "2", "--frames_per_window", "10"]
+    words += ["--steps", "1", "--lr", "0"]
+    words += ["--out", str(tmp_path / "run")]
+    assert train_segments.main([*words, "--adapter_ffn_dim", "32"]) == 2
+    assert train_segments.main(words) == 0
+    config, found = describe(tmp_path / "run")
+    before = describe(DEMO / "sparse")[1].tensors
+    assert config.adapter.reads_sentence
+    for name, tensor in before.items():
+        assert found.tensors[name].float().equal(tensor.float()), name
+
+
 def test_program_trains_resumes_and_writes_a_sparse_run(tmp_path):
     from revisionllm.model.loading import load_model
 
     words = ["--run", str(DEMO / "dense"), "--out", str(tmp_path / "run")]
     words += ["--cache", str(tmp_path / "cache"), "--films", "1", "--film_minutes", "3"]
     words += ["--windows", "1", "--questions", "4", "--workers", "1", "--frames_per_window", "10"]
+    words += ["--crossed", "2"]
     words += ["--adapter_ffn_dim", "32", "--save_every", "2"]
     assert train_segments.main([*words, "--steps", "2"]) == 0
     model = load_model(tmp_path / "run", device="cpu")

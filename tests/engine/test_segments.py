@@ -8,9 +8,11 @@ import torch
 from model_assets import BASE
 from tiny_runs import WINDOW_S, D, features_of, sentences, tiny_llm, windows
 
+from revisionllm.data.conversations import encode_answer
 from revisionllm.engine.reference import answer_segments
 from revisionllm.engine.segments import SegmentEngine, answer_spans, segment_grammar
-from revisionllm.grounding.answers import NOT_PRESENT, Span
+from revisionllm.eval.film_search import EvalQuery
+from revisionllm.grounding.answers import NOT_PRESENT, Span, format_segments
 from revisionllm.grounding.levels import Question
 from revisionllm.model.base import load_tokenizer
 from revisionllm.model.config import AdapterConfig, RunConfig
@@ -119,6 +121,67 @@ def test_sparse_answers_equal_the_reference(changes):
     answers = SegmentEngine(model).answer(questions, texts, words, frames_of)
     check(model, questions, texts, words, answers)
     assert len({answer.answer for answer in answers}) > 1
+
+
+def test_candidates_are_the_most_probable_answers():
+    model = long_run()
+    texts, words, film = sentences(4), words_of(4), windows(5)
+    questions = [Question(query, tuple(film)) for query in range(4)]
+    plain = SegmentEngine(model, explore=0.0).answer(questions, texts, words, frames_of)
+    engine = SegmentEngine(model, explore=0.0, num_candidates=4)
+    answers = engine.answer(questions, texts, words, frames_of)
+    silent = SegmentEngine(model).answer(questions, texts, words, frames_of)
+    assert any(answer.answer == NOT_PRESENT for answer in silent)
+    for question, answer, before, quiet in zip(questions, answers, plain, silent, strict=True):
+        assert (answer.answer, answer.entropy) == (quiet.answer, pytest.approx(quiet.entropy))
+        log_probs = {
+            tuple(answer_spans(question, text, span, model.config)): log_prob
+            for text, span, log_prob in every_answer(model, question, texts, words)
+        }
+        best = sorted(log_probs, key=log_probs.get, reverse=True)[:4]
+        own = tuple(before.spans)
+        wanted = [own, *(spans for spans in best if spans != own)]
+        listed = [(s.start_s, s.end_s) for s in answer.spans]
+        assert listed == [(s.start_s, s.end_s) for spans in wanted for s in spans]
+        base = log_probs[own] if own in best else log_probs[best[0]]
+        weights = [1.0, *(min(1.0, np.exp(log_probs[spans] - base)) for spans in wanted[1:])]
+        assert [s.score for s in answer.spans] == pytest.approx(weights, abs=1e-4)
+
+
+@torch.no_grad()
+def every_answer(model, question, texts, words):
+    """(text, span, log-probability given that it is there) of all spans, by plain forwards."""
+    grammar = segment_grammar(model, question.num_positions)
+    frames = torch.from_numpy(np.stack([frames_of(w) for w in question.windows]))[None]
+    visual = model.embed_frames(frames, torch.from_numpy(words[question.query])[None])[0]
+    embed = model.llm.get_input_embeddings()
+    before, after = model.prompt_pieces(model.question(texts[question.query]))
+    prompt = torch.cat([embed(torch.tensor(before)), visual, embed(torch.tensor(after))])
+    for first in range(question.num_positions):
+        for last in range(first, question.num_positions):
+            text = format_segments(first, last)
+            tokens = [*encode_answer(model.tokenizer, text), model.tokenizer.eos_token_id]
+            states = torch.cat([prompt, embed(torch.tensor(tokens))])[None]
+            logits = model.llm(inputs_embeds=states).logits[0, len(prompt) - 1 :]
+            total, state, decided = 0.0, grammar.start, False
+            for token, row in zip(tokens, logits, strict=False):
+                decided = decided or state == grammar.decision
+                allowed = grammar.allowed(state).tolist()
+                if decided and len(allowed) > 1:
+                    total += float(row[allowed].log_softmax(0)[allowed.index(token)])
+                state = grammar.advance(state, token)
+            yield text, grammar.span(state), total
+
+
+def test_the_sentence_reaches_an_adapter_that_reads_it():
+    config = RunConfig(adapter=AdapterConfig("clip", D, 64, "segment", {"reads_sentence": True}))
+    words, feature = words_of(1)[0], np.arange(D, dtype=np.float32)
+    rows = EvalQuery("q", "a", words=words, feature=feature).rows_for(config)
+    np.testing.assert_array_equal(rows, np.vstack([words, feature]))
+    plain = EvalQuery("q", "a", words=words, feature=feature).rows_for(RunConfig())
+    np.testing.assert_array_equal(plain, words)
+    with pytest.raises(ValueError, match="reads sentence features"):
+        EvalQuery("q", "a", words=words).rows_for(config)
 
 
 def test_what_answers_mean_in_seconds():

@@ -67,6 +67,27 @@ def test_equals_torch_modules_window_by_window(adapter):
 
 
 @torch.no_grad()
+def test_the_sentence_is_the_last_row_and_its_match_is_added_to_the_frames(adapter):
+    frames, text, mask = inputs()
+    torch.manual_seed(3)
+    reading = ClipAdapter(D, H, num_heads=4, ffn_dim=48, reads_sentence=True).eval()
+    missing = reading.load_state_dict(adapter.state_dict(), strict=False)
+    assert missing == (["match.weight"], [])
+    plain = adapter(frames, text, mask, output="all")
+    torch.testing.assert_close(reading(frames, text, mask, output="all"), plain)  # no effect yet
+    nn.init.normal_(reading.match.weight)
+    for row, length in enumerate(mask.sum(1)):
+        sentence = text[row, length - 1] / text[row, length - 1].norm()
+        unit = frames[row] / frames[row].norm(dim=-1, keepdim=True)
+        told = frames[row] + D * (unit * sentence) @ reading.match.weight.T
+        wanted = adapter(told[None], text[row : row + 1], mask[row : row + 1])
+        found = reading(frames, text, mask)[row : row + 1]
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    whole = reading(frames[:1], text[:1], mask[:1])
+    torch.testing.assert_close(reading(frames[:1], text[:1]), whole)
+
+
+@torch.no_grad()
 def test_output_kinds_are_parts_of_all(adapter):
     frames, text, mask = inputs(segments=1)
     every = adapter(frames, text, mask, output="all")

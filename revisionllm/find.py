@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--search",
         choices=SEARCHES,
         default="planned",
-        help="planned: coarse to fine, the cheapest way (default) | recursive: through all levels",
+        help="planned: coarse to fine, the cheapest way (default) | recursive: through all levels"
+        " that read segments | exhaustive: every window",
     )
     parser.add_argument(
         "--keep",

@@ -24,7 +24,14 @@ from pathlib import Path
 import numpy as np
 
 from revisionllm.errors import UserError
-from revisionllm.eval.plans import DEFAULT_KEEP, film_plans, llm_shape, long_level
+from revisionllm.eval.plans import (
+    DEFAULT_KEEP,
+    LONG_KEEP,
+    film_plans,
+    llm_shape,
+    long_level,
+    long_listing,
+)
 
 DEMO_WEIGHTS = Path(__file__).resolve().parents[1] / "checkpoints" / "demo"
 DEFAULT_CHECKPOINT = DEMO_WEIGHTS / "dense"
@@ -115,7 +122,9 @@ class Grounder:
                     " give one run for each number"
                 )
             self.long_levels.append(level)
-            self.engines[level.name] = SegmentEngine(long_model, budget_mb=budget_mb)
+            self.engines[level.name] = SegmentEngine(
+                long_model, budget_mb=budget_mb, **long_listing(long_model.config)
+            )
         self._shape = llm_shape(model)
 
     @property
@@ -191,10 +200,18 @@ class Grounder:
     def plans(self, duration_s: float, search: str = "planned", keep: float = DEFAULT_KEEP) -> list:
         """What a search may choose from.
 
-        "exhaustive": every dense window. "recursive": all levels there are, coarse to fine, the
-        long runs' if there are any. "planned": these, and those with less levels.
+        "exhaustive": every dense window. "recursive": the long runs' levels, coarse to fine, or
+        the cosine level without such runs. "planned": these, cosine first, and those with less
+        levels.
         """
-        plans = film_plans(self.model.config, duration_s, keep=keep, long_levels=self.long_levels)
+        through_llm = search == "recursive" and self.long_levels
+        plans = film_plans(
+            self.model.config,
+            duration_s,
+            keep=None if through_llm else keep,
+            long_levels=self.long_levels,
+            long_keep=LONG_KEEP,
+        )
         return {"exhaustive": plans[:1], "recursive": plans[-1:]}.get(search, plans)
 
     def ground(
@@ -211,8 +228,8 @@ class Grounder:
         """Find every sentence in the film.
 
         Args:
-            search: "planned" (the cheapest of `plans`), "recursive" (every level there is, coarse
-                to fine) or "exhaustive" (every dense window).
+            search: "planned" (the cheapest of `plans`), "recursive" (all levels of segments that
+                the LLM reads, coarse to fine) or "exhaustive" (every dense window).
             keep: segments that the cosine level keeps, times the root of their number.
             threshold: a sentence is found if its best moment scores at least this.
             top_k: moments per sentence at most.

@@ -27,7 +27,15 @@ from revisionllm.demo.language import differences
 from revisionllm.demo.window_table import window_rows
 from revisionllm.eval.film_search import EvalFilm, FilmSearcher
 from revisionllm.eval.metrics import span_iou
-from revisionllm.eval.plans import cosine_level, dense_level, llm_shape, long_level
+from revisionllm.eval.plans import (
+    LONG_KEEP,
+    bounded,
+    cosine_level,
+    dense_level,
+    llm_shape,
+    long_level,
+    long_listing,
+)
 from revisionllm.grounding.levels import Level, WindowAnswer
 from revisionllm.grounding.scores import frame_cosines
 
@@ -140,18 +148,35 @@ class Setting:
         runs = []
         for path in self.args.long:
             model = load_model(path, device=self.args.device)
-            runs.append((long_level(model.config), MemoEngine(SegmentEngine(model), {})))
+            engine = SegmentEngine(model, **long_listing(model.config))
+            runs.append((long_level(model.config), MemoEngine(engine, {})))
         return runs
 
+    def coarse(self, film: EvalFilm) -> list[Level]:
+        """The long runs' levels, as the demo searches them."""
+        return [bounded(level, film.duration_s, LONG_KEEP) for level, _ in self.long_runs]
+
+    def recursive(self, film: EvalFilm) -> list[Level]:
+        """All levels."""
+        cosine, dense = self.planned(film)
+        return [cosine, *self.coarse(film), dense]
+
     def search(self, films, levels, *, engine=None, calibration, refine_top=0, **options):
-        """Predictions of all films' queries, and the films of the queries."""
+        """Predictions of all films' queries, and the films of the queries. Their LLM tokens are
+        those of a query alone on its film."""
         options |= {"calibration": calibration, "order": options.pop("order", "coarse_to_fine")}
         engines = {level.name: engine for level, engine in self.long_runs}
         engines["dense"] = engine or self.engine
         predictions, names = [], []
         for film, queries in films:
             searcher = FilmSearcher(levels(film), engines, "", options, refine_top=refine_top)
-            predictions += searcher.ground(film, queries)
+            before = self._long_tokens()
+            found = searcher.ground(film, queries)
+            share = (self._long_tokens() - before) / len(queries)
+            for prediction in found:
+                asked = self.shape.prefix_tokens + self.shape.question_tokens
+                prediction.cost.llm_tokens = prediction.cost.dense_windows * asked + share
+            predictions += found
             names += [film.vid] * len(queries)
         return predictions, names
 
@@ -167,13 +192,12 @@ class Setting:
         windows = {film.vid: len(self.dense().grid(film.duration_s)) for film, _ in films}
         share = np.mean([p.cost.dense_windows / windows[p.vid] for p in predictions])
         line["windows"] = f"{share:.0%}"
-        line["llm_tokens"] = float(np.mean([self.tokens(p) for p in predictions]))
+        line["llm_tokens"] = float(np.mean([p.cost.llm_tokens for p in predictions]))
         return line
 
-    def tokens(self, prediction) -> float:
-        """LLM tokens of a query's dense windows if it were alone on its film."""
-        asked = self.shape.prefix_tokens + self.shape.question_tokens
-        return prediction.cost.dense_windows * asked
+    def _long_tokens(self) -> float:
+        """LLM tokens of all questions about segments so far, remembered ones too."""
+        return sum(self.shape.long_tokens(*engine.shown) for _, engine in self.long_runs)
 
     def asked(self, films) -> Asked:
         """The films' sentences with what the baselines need."""
@@ -237,11 +261,16 @@ def _without_negatives(setting: Setting, films, windows) -> dict:
 
 def _long_rows(setting: Setting, films, options) -> list[dict]:
     rows, dense = [], setting.dense()
-    for count in range(1, len(setting.long_runs) + 1):
-        levels = [level for level, _ in setting.long_runs[:count]]
-        name = " > ".join([*(level.name for level in levels), "dense"])
-        rows.append(setting.line(name, films, lambda film, lv=levels: [*lv, dense], **options))
-    return rows
+    names = [level.name for level, _ in setting.long_runs]
+    for count in range(1, len(names) + 1):
+        name = " > ".join([*names[:count], "dense"])
+
+        def levels(film: EvalFilm, count=count) -> list[Level]:
+            return [*setting.coarse(film)[:count], dense]
+
+        rows.append(setting.line(name, films, levels, **options))
+    name = " > ".join(["cosine", *names, "dense"])
+    return [*rows, setting.line(name, films, setting.recursive, **options)]
 
 
 def length(setting: Setting) -> Rows:
@@ -258,15 +287,20 @@ def length(setting: Setting) -> Rows:
 
 
 def order(setting: Setting) -> Rows:
-    """The three orders of the same levels."""
+    """The three orders of the same levels. What coarse levels keep is a budget where they come
+    first, and what they name where they veto."""
     films, dense, rows = setting.films(setting.minutes), setting.dense(), []
-    coarse = [level for level, _ in setting.long_runs]
+    naming = [level for level, _ in setting.long_runs]
 
-    def levels(film: EvalFilm) -> list[Level]:
-        return [*coarse, dense] if coarse else setting.planned(film)
+    def first(film: EvalFilm) -> list[Level]:
+        return [*setting.coarse(film), dense] if naming else setting.planned(film)
+
+    def vetoing(film: EvalFilm) -> list[Level]:
+        return [*naming, dense] if naming else setting.planned(film)
 
     for name in ("coarse_to_fine", "fine_to_coarse", "exhaustive"):
         options = {"order": name, "calibration": setting.calibration}
+        levels = first if name == "coarse_to_fine" else vetoing
         rows.append(setting.line(name, films, levels, **options))
     yield "Search order", rows
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from revisionllm.errors import run_entry_point
 from revisionllm.files import write_json
-from revisionllm.grounder import DEFAULT_CHECKPOINT, DEFAULT_KEEP
+from revisionllm.grounder import DEFAULT_CHECKPOINT, DEFAULT_KEEP, DEFAULT_LONG_RUNS
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7)
 VAL_SEED, TEST_SEED = 500, 2000  # no training or quickstart film has these
@@ -215,7 +215,10 @@ def benchmark(args: argparse.Namespace) -> dict:
     from revisionllm.grounding.calibration import to_dict
 
     args.out.mkdir(parents=True, exist_ok=True)
-    grounder = Grounder.from_checkpoint(args.checkpoint)
+    long_runs = args.long
+    if long_runs is None:
+        long_runs = DEFAULT_LONG_RUNS if args.checkpoint == DEFAULT_CHECKPOINT else ()
+    grounder = Grounder.from_checkpoint(args.checkpoint, long_runs=long_runs)
     if args.fit_calibration:
         grounder.calibration = None
     val = ask_split(
@@ -226,7 +229,7 @@ def benchmark(args: argparse.Namespace) -> dict:
         path = args.checkpoint / "calibration.json"
         write_json(path, to_dict(grounder.calibration))
         print(f"wrote {path}", file=sys.stderr)
-    searches = ["planned", "exhaustive"]
+    searches = ["planned", *(["recursive"] if long_runs else []), "exhaustive"]
     test = ask_split(grounder, args, "test", range(TEST_SEED, TEST_SEED + args.films), searches)
     all_windows = count_windows(grounder, args.minutes * 60)
     lines = []
@@ -247,6 +250,13 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--out", type=Path, default=Path("out/benchmark"), help="films, features, results")
     add("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="run folder to judge")
+    add(
+        "--long",
+        type=Path,
+        nargs="*",
+        metavar="RUN",
+        help="long runs for a recursive search, coarse first (the demo's run: those beside it)",
+    )
     add("--films", type=int, default=6, help="test films")
     add("--val_films", type=int, default=6, help="validation films")
     add("--minutes", type=float, default=60.0, help="length of a film")

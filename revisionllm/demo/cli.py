@@ -25,8 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--search",
         choices=SEARCHES,
-        default="planned",
-        help="planned: coarse to fine, the cheapest way (default) | recursive: through all levels",
+        default="recursive",
+        help="recursive: through levels that read segments (default) | planned: the cheapest way |"
+        " exhaustive: every window",
     )
     parser.add_argument(
         "--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="run folder (the demo's)"
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     film_path = render(plan, args.out / "film.mp4")
     long_runs = args.long
-    if long_runs is None:  # the demo's cheapest plan never has them: no need to load them for it
+    if long_runs is None:  # the demo's cheapest plan never has them: no need to load them
         own = args.search == "recursive" and args.checkpoint == DEFAULT_CHECKPOINT
         long_runs = DEFAULT_LONG_RUNS if own else ()
     grounder = Grounder.from_checkpoint(args.checkpoint, long_runs=long_runs)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from revisionllm.grounding.cost import ModelShape, Plan, candidate_plans
 from revisionllm.grounding.levels import Level
 
 SEGMENTS_PER_WINDOW = 4  # the cosine level cuts a window into this many segments
 DEFAULT_KEEP = 1.5  # segments kept per square root of their number
+LONG_KEEP = 1.0  # ranges that a long level keeps per square root of its segments' number
 
 
 def dense_level(config) -> Level:
@@ -48,12 +50,30 @@ def long_level(config, zooms: Sequence[int] = (1,)) -> Level:
     )
 
 
+def long_listing(config) -> dict:
+    """Options of the engine of a `bounded` level: it lists ranges of answers "Not Present", too."""
+    return {"explore": 0.01, "num_candidates": max(1, config.num_segments // 4)}
+
+
+def bounded(level: Level, duration_s: float, keep: float) -> Level:
+    """A long level that keeps its best ranges, named or not; for engines that list candidates.
+
+    Args:
+        level: of `long_level`.
+        duration_s: length of the film.
+        keep: of n segments, about `keep * sqrt(n)` ranges survive, as of `cosine_level`.
+    """
+    top = max(1, math.ceil(keep * math.sqrt(max(1.0, duration_s / level.stride_s))))
+    return replace(level, keep_top=top, min_score=0.0, narrow=True)
+
+
 def film_plans(
     config,
     duration_s: float,
     *,
     keep: float | None = DEFAULT_KEEP,
     long_levels: Sequence[Level] = (),
+    long_keep: float | None = None,
     order: str = "coarse_to_fine",
 ) -> list[Plan]:
     """The plans for a film: exhaustive, cosine first, long levels first, both.
@@ -61,9 +81,13 @@ def film_plans(
     Args:
         config: of the dense run.
         keep: of `cosine_level`; None: without that level.
+        long_levels: coarse to fine.
+        long_keep: of `bounded`; None: what they name survives.
         order: of the plans with several levels.
     """
     cosine = None if keep is None else cosine_level(config, duration_s, keep)
+    if long_keep is not None:
+        long_levels = [bounded(level, duration_s, long_keep) for level in long_levels]
     plans = candidate_plans(dense_level(config), cosine=cosine, long_levels=long_levels)
     return [
         plan if len(plan.levels) == 1 else Plan(plan.name, plan.levels, order) for plan in plans

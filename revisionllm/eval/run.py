@@ -17,7 +17,14 @@ from pathlib import Path
 
 from revisionllm.errors import UserError
 from revisionllm.eval.film_search import PlannedSearcher
-from revisionllm.eval.plans import DEFAULT_KEEP, film_plans, llm_shape, long_level
+from revisionllm.eval.plans import (
+    DEFAULT_KEEP,
+    LONG_KEEP,
+    film_plans,
+    llm_shape,
+    long_level,
+    long_listing,
+)
 from revisionllm.eval.prediction_run import (
     NO_TEXT,
     PredictionDefaults,
@@ -47,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_KEEP,
         help="segments that the cosine level keeps, times the root of their number (%(default)s)",
     )
+    add(
+        "--long_keep",
+        type=float,
+        metavar="N",
+        help="ranges that each long level keeps, named or not, times the root of its number of"
+        f" segments; unset: what it names; the demo: {LONG_KEEP}",
+    )
     add("--zooms", type=int, nargs="+", default=[1], help="zooms of the long levels (1)")
     add("--explore", type=float, default=0.05, help="see predict_windows.py (%(default)s)")
     add("--num_candidates", type=int, default=1, help="spans per window (%(default)s)")
@@ -70,7 +84,12 @@ def make_searcher(args: argparse.Namespace) -> PlannedSearcher:
 
     def plans(duration_s: float) -> list[Plan]:
         found = film_plans(
-            model.config, duration_s, keep=keep, long_levels=long_levels, order=args.order
+            model.config,
+            duration_s,
+            keep=keep,
+            long_levels=long_levels,
+            long_keep=args.long_keep,
+            order=args.order,
         )
         return _chosen(found, args.plan)
 
@@ -96,7 +115,8 @@ def _long_levels(args: argparse.Namespace):
         if level.name in engines:
             raise UserError(f"--long names two runs with {level.name}: {', '.join(args.long)}")
         levels.append(level)
-        engines[level.name] = SegmentEngine(model, budget_mb=args.budget_mb)
+        listing = {} if args.long_keep is None else long_listing(model.config)
+        engines[level.name] = SegmentEngine(model, budget_mb=args.budget_mb, **listing)
     return levels, engines
 
 

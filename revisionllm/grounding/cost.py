@@ -137,7 +137,9 @@ def count_plan(
             tokens = shape.long_tokens(asked, visits * sum(level.zooms)) * num_queries
             cost.llm_tokens += tokens
             parts["long"] += shape.llm_flops(tokens)
-            named = min(named_ranges, level.budget(round(visits)))
+            named = float(level.budget(round(visits)))
+            if level.min_score is None:  # what it does not name does not survive
+                named = min(named_ranges, named)
         else:
             prefixes = _distinct(count, visits, num_queries)
             cost.dense_prefixes += prefixes

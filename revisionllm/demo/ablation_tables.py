@@ -154,10 +154,10 @@ class Setting:
 
     def coarse(self, film: EvalFilm) -> list[Level]:
         """The long runs' levels, as the demo searches them."""
-        return [bounded(level, film.duration_s, LONG_KEEP) for level, _ in self.long_runs]
+        return bounded([level for level, _ in self.long_runs], film.duration_s, LONG_KEEP)
 
-    def recursive(self, film: EvalFilm) -> list[Level]:
-        """All levels."""
+    def all_levels(self, film: EvalFilm) -> list[Level]:
+        """The cosine level before the long ones."""
         cosine, dense = self.planned(film)
         return [cosine, *self.coarse(film), dense]
 
@@ -262,15 +262,15 @@ def _without_negatives(setting: Setting, films, windows) -> dict:
 def _long_rows(setting: Setting, films, options) -> list[dict]:
     rows, dense = [], setting.dense()
     names = [level.name for level, _ in setting.long_runs]
-    for count in range(1, len(names) + 1):
-        name = " > ".join([*names[:count], "dense"])
+    for first in reversed(range(len(names))):
+        name = " > ".join([*names[first:], "dense"])
 
-        def levels(film: EvalFilm, count=count) -> list[Level]:
-            return [*setting.coarse(film)[:count], dense]
+        def levels(film: EvalFilm, first=first) -> list[Level]:
+            return [*setting.coarse(film)[first:], dense]
 
         rows.append(setting.line(name, films, levels, **options))
     name = " > ".join(["cosine", *names, "dense"])
-    return [*rows, setting.line(name, films, setting.recursive, **options)]
+    return [*rows, setting.line(name, films, setting.all_levels, **options)]
 
 
 def length(setting: Setting) -> Rows:

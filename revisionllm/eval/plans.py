@@ -16,7 +16,8 @@ from revisionllm.grounding.levels import Level
 
 SEGMENTS_PER_WINDOW = 4  # the cosine level cuts a window into this many segments
 DEFAULT_KEEP = 1.5  # segments kept per square root of their number
-LONG_KEEP = 1.0  # ranges that a long level keeps per square root of its segments' number
+LONG_KEEP = 0.7  # ranges that the finest long level keeps per square root of its segments' number
+COARSER_KEEPS = 2.0  # times as many ranges as the next finer long level
 
 
 def dense_level(config) -> Level:
@@ -51,20 +52,25 @@ def long_level(config, zooms: Sequence[int] = (1,)) -> Level:
 
 
 def long_listing(config) -> dict:
-    """Options of the engine of a `bounded` level: it lists ranges of answers "Not Present", too."""
+    """Options of the engine of `bounded` levels: it lists ranges of answers "Not Present", too."""
     return {"explore": 0.01, "num_candidates": max(1, config.num_segments // 4)}
 
 
-def bounded(level: Level, duration_s: float, keep: float) -> Level:
-    """A long level that keeps its best ranges, named or not; for engines that list candidates.
+def bounded(levels: Sequence[Level], duration_s: float, keep: float) -> list[Level]:
+    """Long levels that keep their best ranges, named or not; for engines that list candidates.
 
     Args:
-        level: of `long_level`.
+        levels: of `long_level`, coarse to fine.
         duration_s: length of the film.
-        keep: of n segments, about `keep * sqrt(n)` ranges survive, as of `cosine_level`.
+        keep: of n segments of the finest, about `keep * sqrt(n)` ranges survive, as of
+            `cosine_level`; of each coarser level `COARSER_KEEPS` times as many.
     """
-    top = max(1, math.ceil(keep * math.sqrt(max(1.0, duration_s / level.stride_s))))
-    return replace(level, keep_top=top, min_score=0.0, narrow=True)
+    found = []
+    for level in reversed(levels):
+        top = max(1, math.ceil(keep * math.sqrt(max(1.0, duration_s / level.stride_s))))
+        found.append(replace(level, keep_top=top, min_score=0.0, narrow=True))
+        keep *= COARSER_KEEPS
+    return found[::-1]
 
 
 def film_plans(
@@ -87,7 +93,7 @@ def film_plans(
     """
     cosine = None if keep is None else cosine_level(config, duration_s, keep)
     if long_keep is not None:
-        long_levels = [bounded(level, duration_s, long_keep) for level in long_levels]
+        long_levels = bounded(long_levels, duration_s, long_keep)
     plans = candidate_plans(dense_level(config), cosine=cosine, long_levels=long_levels)
     return [
         plan if len(plan.levels) == 1 else Plan(plan.name, plan.levels, order) for plan in plans

@@ -58,8 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--long_keep",
         type=float,
         metavar="N",
-        help="ranges that each long level keeps, named or not, times the root of its number of"
-        f" segments; unset: what it names; the demo: {LONG_KEEP}",
+        help="ranges that the finest long level keeps, named or not, times the root of its number"
+        f" of segments (coarser ones more); unset: what they name; the demo: {LONG_KEEP}",
     )
     add("--zooms", type=int, nargs="+", default=[1], help="zooms of the long levels (1)")
     add("--explore", type=float, default=0.05, help="see predict_windows.py (%(default)s)")

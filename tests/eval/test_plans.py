@@ -16,8 +16,8 @@ CONFIG = RunConfig(window_s=60.0, stride_s=30.0, segment_stride_s=12.0, num_segm
 
 
 @pytest.mark.parametrize("duration_s, keep", [(3600.0, 1.0), (3600.0, 0.4), (6.0, 1.0)])
-def test_a_bounded_level_keeps_by_the_root_of_its_segments(duration_s, keep):
-    level = bounded(long_level(CONFIG), duration_s, keep)
+def test_bounded_levels_keep_by_the_root_of_their_segments(duration_s, keep):
+    (level,) = bounded([long_level(CONFIG)], duration_s, keep)
     wanted = math.ceil(keep * math.sqrt(max(1.0, duration_s / 12.0)))
     assert (level.keep_top, level.budget(1000), level.narrow) == (wanted, wanted, True)
     plain, kept = (
@@ -30,7 +30,7 @@ def test_a_bounded_level_keeps_by_the_root_of_its_segments(duration_s, keep):
 
 def test_what_a_bounded_level_keeps():
     """Best first, "Not Present" answers' ranges too; near repetitions do not count."""
-    level = bounded(long_level(CONFIG), 48.0, 1.0)  # two ranges
+    (level,) = bounded([long_level(CONFIG)], 48.0, 1.0)  # two ranges
     sure = [SpanCandidate(0, 24), SpanCandidate(0, 12, 0.9), SpanCandidate(120, 132, 0.1)]
     answers = [
         WindowAnswer(0, 0, 400, "From 0 to 4.", sure, 0.9),
@@ -41,6 +41,11 @@ def test_what_a_bounded_level_keeps():
     assert scores == pytest.approx([0.9, 0.3])
     named, _ = surviving_ranges(long_level(CONFIG), answers, 800.0)
     assert named == [(0, 24), (0, 12), (120, 132)]
+
+
+def test_coarser_levels_keep_more():
+    coarse, fine = bounded([long_level(CONFIG), long_level(CONFIG)], 1200.0, 0.5)
+    assert (coarse.keep_top, fine.keep_top) == (10, 5)
 
 
 def test_planned_work_grows_with_what_long_levels_keep():

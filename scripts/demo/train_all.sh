@@ -74,9 +74,8 @@ for segments in 33 100; do
     step stage2_long_$segments stage stage2_long_$segments --stage long --num_segments $segments \
         --init_lora "$folder/stage1_dense" --init_adapter "$folder/stage1_sparse" $coarse $long "$@"
 done
-long_runs="$folder/stage2_long_100 $folder/stage2_long_33"
-step judged demo benchmark --checkpoint "$folder/stage1_dense" --long $long_runs --out "$folder/judged" \
-    --fit_calibration $judge
-step tables demo ablation --checkpoint "$folder/stage1_dense" --long $long_runs --out "$folder/tables" \
-    --cache "$folder/table_features" $tables
+step judged demo benchmark --checkpoint "$folder/stage1_dense" --out "$folder/judged" --fit_calibration \
+    --long "$folder/stage2_long_33" $judge
+step tables demo ablation --checkpoint "$folder/stage1_dense" --out "$folder/tables" \
+    --cache "$folder/table_features" --long "$folder/stage2_long_100" "$folder/stage2_long_33" $tables
 step report demo curriculum_report --folder "$folder"

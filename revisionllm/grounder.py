@@ -35,7 +35,7 @@ from revisionllm.eval.plans import (
 
 DEMO_WEIGHTS = Path(__file__).resolve().parents[1] / "checkpoints" / "demo"
 DEFAULT_CHECKPOINT = DEMO_WEIGHTS / "dense"
-DEFAULT_LONG_RUNS = (DEMO_WEIGHTS / "long_33",)  # long_100 above it loses events
+DEFAULT_LONG_RUNS = (DEMO_WEIGHTS / "long_100", DEMO_WEIGHTS / "long_33")
 SEARCHES = ("planned", "recursive", "exhaustive")
 
 

@@ -215,7 +215,7 @@ def test_demo_writes_everything_and_again_quickly(tmp_path, capsys):
 def test_demo_through_the_long_runs_that_ship(tmp_path, capsys):
     arguments = ["demo", "--out", str(tmp_path), "--minutes", "3", "--present", "2"]
     assert main([*arguments, "--absent", "1"]) == 0
-    assert ": long_33 > dense" in capsys.readouterr().err
+    assert ": long_100 > long_33 > dense" in capsys.readouterr().err
     records = (tmp_path / "predictions.jsonl").read_text().splitlines()
     assert all(json.loads(line)["cost"]["segments"] > 0 for line in records)
 

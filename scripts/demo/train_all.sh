@@ -2,7 +2,7 @@
 # The whole curriculum on the demo world, from nothing: CLIP, base LLM, a start for the CLIP adapter, the four
 # stages by the entry point that trains on MAD and VidChapters, calibration, evaluation and a report.
 #
-#   sh scripts/demo/train_all.sh           about three hours on two CPU cores; sizes in scripts/demo/sizes.conf
+#   sh scripts/demo/train_all.sh           about four hours on two CPU cores; sizes in scripts/demo/sizes.conf
 #   sh scripts/demo/train_all.sh --quick   all of it at toy size, in minutes, on two processes: a smoke test
 #
 # Writes out/train_demo or out/train_demo_quick (OUT=folder for another one). Kill it at any time: the same
@@ -75,7 +75,7 @@ for segments in 33 100; do
         --init_lora "$folder/stage1_dense" --init_adapter "$folder/stage1_sparse" $coarse $long "$@"
 done
 step judged demo benchmark --checkpoint "$folder/stage1_dense" --out "$folder/judged" --fit_calibration \
-    --long "$folder/stage2_long_33" $judge
+    --long "$folder/stage2_long_100" "$folder/stage2_long_33" $judge
 step tables demo ablation --checkpoint "$folder/stage1_dense" --out "$folder/tables" \
     --cache "$folder/table_features" --long "$folder/stage2_long_100" "$folder/stage2_long_33" $tables
 step report demo curriculum_report --folder "$folder"

@@ -7,6 +7,7 @@ from pathlib import Path
 from revisionllm.files import replacing
 
 SHOWN = ("R1@0.3", "R1@0.5", "share")
+LONG_LABEL = 32  # letters of a row's name that fit beside a chart of the usual width
 COLOURS = ("#1f5fa8", "#c8553d", "#4d7c8a")
 
 
@@ -18,7 +19,9 @@ def draw_rows(rows: list[dict], title: str, path: Path) -> None:
     from matplotlib import pyplot
 
     names = [name for name in SHOWN if name in rows[0]]
-    figure, axis = pyplot.subplots(figsize=(8, 0.9 + 0.42 * len(rows)))
+    longest = max(len(row["method"]) for row in rows)
+    width = 8 + 0.15 * max(0, longest - LONG_LABEL)  # the title keeps its room beside the legend
+    figure, axis = pyplot.subplots(figsize=(width, 0.9 + 0.42 * len(rows)))
     height = 0.8 / len(names)
     for place, name in enumerate(names):
         values = [row[name] for row in rows]

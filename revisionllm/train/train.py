@@ -227,7 +227,9 @@ def check_same(old: dict[str, Any], new: dict[str, Any], run: Path) -> None:
     Raises:
         UserError: lists what differs.
     """
-    before, now = old["arguments"], json.loads(json.dumps(new["arguments"]))
+    # an argument that the older run did not have yet had its default's effect
+    before = json.loads(json.dumps(asdict(TrainArguments()))) | old["arguments"]
+    now = json.loads(json.dumps(new["arguments"]))
     differ = [
         f"--{name} was {before.get(name)!r}, is {value!r}"
         for name, value in now.items()

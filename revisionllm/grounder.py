@@ -66,6 +66,11 @@ def default_features_dir() -> Path:
     return Path(cache) / "revisionllm" / "features"
 
 
+def long_runs_beside(checkpoint: Path) -> tuple[Path, ...]:
+    """The long runs that ship with a dense run, the coarsest first: the demo's has some."""
+    return DEFAULT_LONG_RUNS if checkpoint == DEFAULT_CHECKPOINT else ()
+
+
 def check_sentences(sentences: Sequence[str]) -> None:
     """Raises:
     UserError: there is none, or one of them is empty.

@@ -167,6 +167,7 @@ class Setting:
         options |= {"calibration": calibration, "order": options.pop("order", "coarse_to_fine")}
         engines = {level.name: engine for level, engine in self.long_runs}
         engines["dense"] = engine or self.engine
+        asked = self.shape.prefix_tokens + self.shape.question_tokens
         predictions, names = [], []
         for film, queries in films:
             searcher = FilmSearcher(levels(film), engines, "", options, refine_top=refine_top)
@@ -174,7 +175,6 @@ class Setting:
             found = searcher.ground(film, queries)
             share = (self._long_tokens() - before) / len(queries)
             for prediction in found:
-                asked = self.shape.prefix_tokens + self.shape.question_tokens
                 prediction.cost.llm_tokens = prediction.cost.dense_windows * asked + share
             predictions += found
             names += [film.vid] * len(queries)

@@ -22,7 +22,7 @@ import numpy as np
 
 from revisionllm.errors import run_entry_point
 from revisionllm.files import write_json
-from revisionllm.grounder import DEFAULT_CHECKPOINT, DEFAULT_KEEP, DEFAULT_LONG_RUNS
+from revisionllm.grounder import DEFAULT_CHECKPOINT, DEFAULT_KEEP, long_runs_beside
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7)
 VAL_SEED, TEST_SEED = 500, 2000  # no training or quickstart film has these
@@ -217,7 +217,7 @@ def benchmark(args: argparse.Namespace) -> dict:
     args.out.mkdir(parents=True, exist_ok=True)
     long_runs = args.long
     if long_runs is None:
-        long_runs = DEFAULT_LONG_RUNS if args.checkpoint == DEFAULT_CHECKPOINT else ()
+        long_runs = long_runs_beside(args.checkpoint)
     grounder = Grounder.from_checkpoint(args.checkpoint, long_runs=long_runs)
     if args.fit_calibration:
         grounder.calibration = None

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from revisionllm.grounder import DEFAULT_CHECKPOINT, DEFAULT_LONG_RUNS, SEARCHES
+from revisionllm.grounder import DEFAULT_CHECKPOINT, SEARCHES, long_runs_beside
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,8 +61,7 @@ def run(args: argparse.Namespace) -> int:
     film_path = render(plan, args.out / "film.mp4")
     long_runs = args.long
     if long_runs is None:  # the demo's cheapest plan never has them: no need to load them
-        own = args.search == "recursive" and args.checkpoint == DEFAULT_CHECKPOINT
-        long_runs = DEFAULT_LONG_RUNS if own else ()
+        long_runs = long_runs_beside(args.checkpoint) if args.search == "recursive" else ()
     grounder = Grounder.from_checkpoint(args.checkpoint, long_runs=long_runs)
     film = grounder.open_film(film_path, features_dir=args.out / "features")
     texts = [sentence.sentence for sentence in sentences]

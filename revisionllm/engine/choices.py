@@ -82,6 +82,12 @@ class Ask:
     log_probs: dict[State, np.ndarray] = field(default_factory=dict)
     answers: list[tuple[State, float]] = field(default_factory=list)
 
+    @property
+    def entropy(self) -> float:
+        """Mean entropy of the answer, nats; of an explored one, which is still "Not Present" (or
+        "no"), that of its one decision."""
+        return scores.answer_entropy(self.entropies[:1] if self.absent else self.entropies).mean
+
     def weighted_states(self) -> dict[State, float]:
         """The answer's final state (weight 1), then those of `answers` by falling weight: their
         probability against the answer's, at most 1."""

@@ -26,7 +26,6 @@ from revisionllm.engine.attention import packed_attention
 from revisionllm.engine.choices import Ask, Choices
 from revisionllm.engine.decoder import Decoder, EngineCost
 from revisionllm.engine.prefixes import Budget, PrefixBatch, run_prefixes
-from revisionllm.grounding import scores
 from revisionllm.grounding.answers import NOT_PRESENT, AnswerGrammar
 from revisionllm.grounding.levels import Question, SpanCandidate, WindowAnswer
 from revisionllm.grounding.windows import Window, labels_to_span
@@ -217,8 +216,6 @@ class DenseEngine:
     # --- answers ------------------------------------------------------------------------------
 
     def _to_answer(self, ask: Ask, window: Window) -> WindowAnswer:
-        # an explored answer is still "Not Present": its entropy is that of its one decision
-        entropies = ask.entropies[:1] if ask.absent else ask.entropies
         return WindowAnswer(
             window.index,
             window.start_s,
@@ -226,7 +223,7 @@ class DenseEngine:
             NOT_PRESENT if ask.absent else self.choices.grammar.text(ask.state),
             self._candidates(ask, window),
             ask.presence,
-            scores.answer_entropy(entropies).mean,
+            ask.entropy,
         )
 
     def _candidates(self, ask: Ask, window: Window) -> list[SpanCandidate]:

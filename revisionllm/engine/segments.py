@@ -25,7 +25,6 @@ from revisionllm.engine.choices import Ask, Choices
 from revisionllm.engine.decoder import Decoder, EngineCost
 from revisionllm.engine.dense import WindowFeatures, span_grammar
 from revisionllm.engine.prefixes import Budget, PrefixBatch, run_prefixes
-from revisionllm.grounding import scores
 from revisionllm.grounding.answers import NO, NOT_PRESENT, AnswerGrammar, Span, parse_yes_no
 from revisionllm.grounding.levels import Question, SpanCandidate, WindowAnswer
 from revisionllm.grounding.windows import Window, labels_to_span
@@ -262,8 +261,6 @@ class SegmentEngine:
             )
         ]
         absent = NO if config.question == "yes_no" else NOT_PRESENT
-        # an explored answer is still that: its entropy is that of its one decision
-        entropies = ask.entropies[:1] if ask.absent else ask.entropies
         return WindowAnswer(
             window.index,
             window.start_s,
@@ -271,7 +268,7 @@ class SegmentEngine:
             absent if ask.absent else text,
             spans,
             ask.presence,
-            scores.answer_entropy(entropies).mean,
+            ask.entropy,
         )
 
 

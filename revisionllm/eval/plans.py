@@ -33,9 +33,13 @@ def cosine_level(config, duration_s: float, keep: float = DEFAULT_KEEP) -> Level
     """
     segment_s = config.window_s / SEGMENTS_PER_WINDOW
     stride_s = segment_s / 2
-    count = max(1.0, duration_s / stride_s)
-    top = max(1, math.ceil(keep * math.sqrt(count)))
+    top = _survivors(keep, duration_s, stride_s)
     return Level("cosine", "cosine", segment_s, stride_s, keep_top=top, margin_s=0.0)
+
+
+def _survivors(keep: float, duration_s: float, stride_s: float) -> int:
+    """About `keep` times the root of how many segments start in a film; at least one."""
+    return max(1, math.ceil(keep * math.sqrt(max(1.0, duration_s / stride_s))))
 
 
 def long_level(config, zooms: Sequence[int] = (1,)) -> Level:
@@ -67,7 +71,7 @@ def bounded(levels: Sequence[Level], duration_s: float, keep: float) -> list[Lev
     """
     found = []
     for level in reversed(levels):
-        top = max(1, math.ceil(keep * math.sqrt(max(1.0, duration_s / level.stride_s))))
+        top = _survivors(keep, duration_s, level.stride_s)
         found.append(replace(level, keep_top=top, min_score=0.0, narrow=True))
         keep *= COARSER_KEEPS
     return found[::-1]

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=SEARCHES,
         default="planned",
         help="planned: coarse to fine, the cheapest way (default) | recursive: through all levels"
-        " that read segments | exhaustive: every window",
+        " | exhaustive: every window",
     )
     parser.add_argument(
         "--keep",

@@ -7,8 +7,9 @@
 
 decode -> CLIP features -> windows -> adapter -> LLM -> answers -> search -> moments. The search
 here is coarse to fine: text-frame cosine of short segments (no model pass), segments read by the
-LLM if there are runs of the long stage, then dense windows where something survived; or every dense
-window if that is less work for so many sentences.
+LLM if there are runs of the long stage (what survives them, their answers and the cosine decide
+together), then dense windows where something survived; or every dense window if that is less work
+for so many sentences.
 Paper: https://arxiv.org/abs/2411.14901, section 3.
 """
 
@@ -25,6 +26,7 @@ import numpy as np
 
 from revisionllm.errors import UserError
 from revisionllm.eval.plans import (
+    COSINE_WEIGHT,
     DEFAULT_KEEP,
     LONG_KEEP,
     film_plans,
@@ -205,17 +207,16 @@ class Grounder:
     def plans(self, duration_s: float, search: str = "planned", keep: float = DEFAULT_KEEP) -> list:
         """What a search may choose from.
 
-        "exhaustive": every dense window. "recursive": the long runs' levels, coarse to fine, or
-        the cosine level without such runs. "planned": these, cosine first, and those with less
-        levels.
+        "exhaustive": every dense window. "recursive": every level, coarse to fine: cosine, those
+        of the long runs, dense. "planned": these, and those with less levels.
         """
-        through_llm = search == "recursive" and self.long_levels
         plans = film_plans(
             self.model.config,
             duration_s,
-            keep=None if through_llm else keep,
+            keep=keep,
             long_levels=self.long_levels,
             long_keep=LONG_KEEP,
+            cosine_weight=COSINE_WEIGHT,
         )
         return {"exhaustive": plans[:1], "recursive": plans[-1:]}.get(search, plans)
 
@@ -233,9 +234,10 @@ class Grounder:
         """Find every sentence in the film.
 
         Args:
-            search: "planned" (the cheapest of `plans`), "recursive" (all levels of segments that
-                the LLM reads, coarse to fine) or "exhaustive" (every dense window).
-            keep: segments that the cosine level keeps, times the root of their number.
+            search: "planned" (the cheapest of `plans`), "recursive" (all levels, coarse to fine)
+                or "exhaustive" (every dense window).
+            keep: segments that the cosine level keeps before dense windows, times the root of their
+                number; before other levels more (`film_plans`).
             threshold: a sentence is found if its best moment scores at least this.
             top_k: moments per sentence at most.
             verbose: say on stderr which plan was taken, and why.

@@ -150,7 +150,7 @@ def test_recursion_through_a_long_run(film, features_dir, long_run, capsys):
     words += ["--json", "--long", long_run]
     assert find(*words, "--search", "recursive") == 0
     captured = capsys.readouterr()
-    assert ": long_10 > dense" in captured.err
+    assert ": cosine > long_10 > dense" in captured.err
     records = [json.loads(line) for line in captured.out.splitlines()]
     assert [record["cost"]["segments"] > 0 for record in records] == [True, True]
     assert all(record["cost"]["dense_windows"] == 1 for record in records)
@@ -215,7 +215,7 @@ def test_demo_writes_everything_and_again_quickly(tmp_path, capsys):
 def test_demo_through_the_long_runs_that_ship(tmp_path, capsys):
     arguments = ["demo", "--out", str(tmp_path), "--minutes", "3", "--present", "2"]
     assert main([*arguments, "--absent", "1"]) == 0
-    assert ": long_100 > long_33 > dense" in capsys.readouterr().err
+    assert ": cosine > long_100 > long_33 > dense" in capsys.readouterr().err
     records = (tmp_path / "predictions.jsonl").read_text().splitlines()
     assert all(json.loads(line)["cost"]["segments"] > 0 for line in records)
 

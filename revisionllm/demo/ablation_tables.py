@@ -28,10 +28,12 @@ from revisionllm.demo.window_table import window_rows
 from revisionllm.eval.film_search import EvalFilm, FilmSearcher
 from revisionllm.eval.metrics import span_iou
 from revisionllm.eval.plans import (
+    COSINE_WEIGHT,
     LONG_KEEP,
     bounded,
     cosine_level,
     dense_level,
+    film_plans,
     llm_shape,
     long_level,
     long_listing,
@@ -39,6 +41,7 @@ from revisionllm.eval.plans import (
 from revisionllm.grounding.levels import Level, WindowAnswer
 from revisionllm.grounding.scores import frame_cosines
 
+KEEP_ALONE = 0.7  # `LONG_KEEP` of long levels that do without the cosine; they keep margins, too
 TEST_SEED, VAL_SEED = 5000, 900  # no training, quickstart, benchmark or planner film has these
 Rows = Iterator[tuple[str, list[dict]]]
 
@@ -152,14 +155,20 @@ class Setting:
             runs.append((long_level(model.config), MemoEngine(engine, {})))
         return runs
 
-    def coarse(self, film: EvalFilm) -> list[Level]:
-        """The long runs' levels, as the demo searches them."""
-        return bounded([level for level, _ in self.long_runs], film.duration_s, LONG_KEEP)
+    def alone(self, film: EvalFilm) -> list[Level]:
+        """The long runs' levels, without a word of the cosine."""
+        return bounded([level for level, _ in self.long_runs], film.duration_s, KEEP_ALONE)
 
-    def all_levels(self, film: EvalFilm) -> list[Level]:
-        """The cosine level before the long ones."""
-        cosine, dense = self.planned(film)
-        return [cosine, *self.coarse(film), dense]
+    def recursion(self, film: EvalFilm) -> list[Level]:
+        """All levels, as the demo searches them: cosine, long runs, dense."""
+        plans = film_plans(
+            self.model.config,
+            film.duration_s,
+            long_levels=[level for level, _ in self.long_runs],
+            long_keep=LONG_KEEP,
+            cosine_weight=COSINE_WEIGHT,
+        )
+        return list(plans[-1].levels)
 
     def search(self, films, levels, *, engine=None, calibration, refine_top=0, **options):
         """Predictions of all films' queries, and the films of the queries. Their LLM tokens are
@@ -262,15 +271,18 @@ def _without_negatives(setting: Setting, films, windows) -> dict:
 def _long_rows(setting: Setting, films, options) -> list[dict]:
     rows, dense = [], setting.dense()
     names = [level.name for level, _ in setting.long_runs]
-    for first in reversed(range(len(names))):
-        name = " > ".join([*names[first:], "dense"])
+    for note, coarse in ((", LLM alone", setting.alone), ("", setting.recursion)):
+        for first in reversed(range(len(names))):
+            shown = len(names) - first
 
-        def levels(film: EvalFilm, first=first) -> list[Level]:
-            return [*setting.coarse(film)[first:], dense]
+            def levels(film: EvalFilm, coarse=coarse, shown=shown) -> list[Level]:
+                long_levels = [level for level in coarse(film) if level.kind == "segments"]
+                return [*long_levels[-shown:], dense]
 
-        rows.append(setting.line(name, films, levels, **options))
+            name = " > ".join([*names[first:], "dense"]) + note
+            rows.append(setting.line(name, films, levels, **options))
     name = " > ".join(["cosine", *names, "dense"])
-    return [*rows, setting.line(name, films, setting.all_levels, **options)]
+    return [*rows, setting.line(name, films, setting.recursion, **options)]
 
 
 def length(setting: Setting) -> Rows:
@@ -293,7 +305,7 @@ def order(setting: Setting) -> Rows:
     naming = [level for level, _ in setting.long_runs]
 
     def first(film: EvalFilm) -> list[Level]:
-        return [*setting.coarse(film), dense] if naming else setting.planned(film)
+        return setting.recursion(film)[1:] if naming else setting.planned(film)
 
     def vetoing(film: EvalFilm) -> list[Level]:
         return [*naming, dense] if naming else setting.planned(film)

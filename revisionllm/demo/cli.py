@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--search",
         choices=SEARCHES,
         default="recursive",
-        help="recursive: through levels that read segments (default) | planned: the cheapest way |"
-        " exhaustive: every window",
+        help="recursive: through all levels (default) | planned: the cheapest way | exhaustive:"
+        " every window",
     )
     parser.add_argument(
         "--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="run folder (the demo's)"

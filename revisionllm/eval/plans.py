@@ -16,8 +16,9 @@ from revisionllm.grounding.levels import Level
 
 SEGMENTS_PER_WINDOW = 4  # the cosine level cuts a window into this many segments
 DEFAULT_KEEP = 1.5  # segments kept per square root of their number
-LONG_KEEP = 0.7  # ranges that the finest long level keeps per square root of its segments' number
-COARSER_KEEPS = 2.0  # times as many ranges as the next finer long level
+LONG_KEEP = 2.0  # ranges that the finest long level keeps per square root of its segments' number
+COARSER_KEEPS = 2.0  # times as many ranges as the next finer level, where long levels keep ranges
+COSINE_WEIGHT = 80.0  # nats for a cosine of 1, of `Level.cosine_weight`; CLIP itself takes 100
 
 
 def dense_level(config) -> Level:
@@ -60,7 +61,9 @@ def long_listing(config) -> dict:
     return {"explore": 0.01, "num_candidates": max(1, config.num_segments // 4)}
 
 
-def bounded(levels: Sequence[Level], duration_s: float, keep: float) -> list[Level]:
+def bounded(
+    levels: Sequence[Level], duration_s: float, keep: float, cosine_weight: float = 0.0
+) -> list[Level]:
     """Long levels that keep their best ranges, named or not; for engines that list candidates.
 
     Args:
@@ -68,11 +71,14 @@ def bounded(levels: Sequence[Level], duration_s: float, keep: float) -> list[Lev
         duration_s: length of the film.
         keep: of n segments of the finest, about `keep * sqrt(n)` ranges survive, as of
             `cosine_level`; of each coarser level `COARSER_KEEPS` times as many.
+        cosine_weight: what text-frame cosine has to say in it; see `Level`.
     """
     found = []
     for level in reversed(levels):
         top = _survivors(keep, duration_s, level.stride_s)
-        found.append(replace(level, keep_top=top, min_score=0.0, narrow=True))
+        limits = {"keep_top": top, "min_score": 0.0, "cosine_weight": cosine_weight}
+        margin_s = 0.0 if cosine_weight else None  # as of the cosine level
+        found.append(replace(level, **limits, margin_s=margin_s, narrow=True))
         keep *= COARSER_KEEPS
     return found[::-1]
 
@@ -84,21 +90,29 @@ def film_plans(
     keep: float | None = DEFAULT_KEEP,
     long_levels: Sequence[Level] = (),
     long_keep: float | None = None,
+    cosine_weight: float = 0.0,
     order: str = "coarse_to_fine",
 ) -> list[Plan]:
     """The plans for a film: exhaustive, cosine first, long levels first, both.
 
     Args:
         config: of the dense run.
-        keep: of `cosine_level`; None: without that level.
+        keep: of `cosine_level`, before dense windows; None: without that level.
         long_levels: coarse to fine.
-        long_keep: of `bounded`; None: what they name survives.
+        long_keep: of `bounded`, and then the cosine level keeps `COARSER_KEEPS` times as many
+            before them; None: what they name survives.
+        cosine_weight: of `bounded`.
         order: of the plans with several levels.
     """
-    cosine = None if keep is None else cosine_level(config, duration_s, keep)
+    cosine = wide = None
+    if keep is not None:
+        cosine = wide = cosine_level(config, duration_s, keep)
     if long_keep is not None:
-        long_levels = bounded(long_levels, duration_s, long_keep)
-    plans = candidate_plans(dense_level(config), cosine=cosine, long_levels=long_levels)
+        long_levels = bounded(long_levels, duration_s, long_keep, cosine_weight)
+        wide = cosine and cosine_level(config, duration_s, keep * COARSER_KEEPS)
+    plans = candidate_plans(
+        dense_level(config), cosine=cosine, long_levels=long_levels, before_long=wide
+    )
     return [
         plan if len(plan.levels) == 1 else Plan(plan.name, plan.levels, order) for plan in plans
     ]

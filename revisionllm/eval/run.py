@@ -18,6 +18,7 @@ from pathlib import Path
 from revisionllm.errors import UserError
 from revisionllm.eval.film_search import PlannedSearcher
 from revisionllm.eval.plans import (
+    COSINE_WEIGHT,
     DEFAULT_KEEP,
     LONG_KEEP,
     film_plans,
@@ -59,7 +60,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="N",
         help="ranges that the finest long level keeps, named or not, times the root of its number"
-        f" of segments (coarser ones more); unset: what they name; the demo: {LONG_KEEP}",
+        f" of segments (coarser ones more); unset: what they name; the demo: {LONG_KEEP:g}",
+    )
+    add(
+        "--cosine_weight",
+        type=float,
+        default=COSINE_WEIGHT,
+        help="say of text-frame cosine in what --long_keep keeps, nats per unit (%(default)s;"
+        " 0: the LLM alone)",
     )
     add("--zooms", type=int, nargs="+", default=[1], help="zooms of the long levels (1)")
     add("--explore", type=float, default=0.05, help="see predict_windows.py (%(default)s)")
@@ -89,6 +97,7 @@ def make_searcher(args: argparse.Namespace) -> PlannedSearcher:
             keep=keep,
             long_levels=long_levels,
             long_keep=args.long_keep,
+            cosine_weight=args.cosine_weight,
             order=args.order,
         )
         return _chosen(found, args.plan)

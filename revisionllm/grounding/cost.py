@@ -158,11 +158,20 @@ def count_plan(
 
 
 def candidate_plans(
-    dense: Level, *, cosine: Level | None = None, long_levels: Sequence[Level] = ()
+    dense: Level,
+    *,
+    cosine: Level | None = None,
+    long_levels: Sequence[Level] = (),
+    before_long: Level | None = None,
 ) -> list[Plan]:
-    """The plans that a run's levels allow, exhaustive dense first."""
+    """The plans that a run's levels allow, exhaustive dense first.
+
+    Args:
+        before_long: the cosine level where long levels follow; None: `cosine`.
+    """
     plans = [Plan("exhaustive", (dense,), "exhaustive")]
-    for coarse in ([cosine], list(long_levels), [cosine, *long_levels]):
+    both = [before_long or cosine, *long_levels] if long_levels else []
+    for coarse in ([cosine], list(long_levels), both):
         levels = tuple(level for level in coarse if level is not None)
         plan = Plan(" > ".join(lv.name for lv in (*levels, dense)), (*levels, dense))
         if levels and plan not in plans:

@@ -30,6 +30,9 @@ class Level:
         min_score: answers below it do not survive. Cosine levels: the cosine. Other levels:
             presence times the span's weight, 0..1; without it an answer survives if it names a
             span (or `yes`).
+        cosine_weight: segments only. Above 0 the level's answers and the cosine of sentence and
+            frames decide together which stretches of one stride survive (`ranking.joint_ranges`),
+            named or not; in nats per unit of cosine.
         margin_s: surviving ranges are widened by it on both sides; None: one stride.
         narrow: an answer over several overlapping segments means the time they share (where the
             middle of the event must be, by how answers are trained), not all of their time.
@@ -47,6 +50,7 @@ class Level:
     keep_top: int | None = None
     keep_fraction: float | None = None
     min_score: float | None = None
+    cosine_weight: float = 0.0
     margin_s: float | None = None
     narrow: bool = False
     fill_groups: bool = False
@@ -65,6 +69,10 @@ class Level:
             problems.append("a dense question has one window and no zoom")
         if self.kind == "cosine" and not self.has_budget:
             problems.append("a cosine level needs keep_top or keep_fraction")
+        if self.cosine_weight < 0:
+            problems.append(f"cosine_weight must not be negative, got {self.cosine_weight}")
+        if self.cosine_weight and (self.kind != "segments" or not self.has_budget):
+            problems.append("cosine_weight needs segments and keep_top or keep_fraction")
         if problems:
             raise ValueError(f"level {self.name!r}: {'; '.join(problems)}")
 

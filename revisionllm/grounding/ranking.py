@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +10,13 @@ import numpy as np
 from revisionllm.grounding.calibration import Calibration
 from revisionllm.grounding.levels import Level, Moment, WindowAnswer
 from revisionllm.grounding.scores import SpanCosine, merge_duplicates, span_iou, suppress
-from revisionllm.grounding.windows import merge_ranges
+from revisionllm.grounding.windows import dense_windows, merge_ranges, touching_indices
 
 Range = tuple[float, float]
 
 VETO_FACTOR = 0.1  # a moment that the coarse levels contradict ranks behind those they support
 _LEAST_CHANCE = 1e-5  # keeps log odds finite
+_CHANCE_FLOOR = 1e-4  # of a stretch that no answer names: the LLM may be wrong
 _ROUNDING = 1e-5  # how far a probability in half or single precision may leave 0..1
 REPEATED_IOU = 0.3  # ranges that overlap by more are about the same event
 WHOLE_WINDOW_WEIGHT = 0.1  # a window offered as a moment because nothing was answered
@@ -88,6 +89,48 @@ def surviving_ranges(
         order = order[suppress(found.spans_s[order], scores[order], iou_threshold=REPEATED_IOU)]
     order = order[: level.budget(len(order))]
     return [tuple(span) for span in found.spans_s[order].tolist()], scores[order].tolist()
+
+
+def joint_ranges(
+    level: Level,
+    answers: Sequence[WindowAnswer],
+    seen: Sequence[Range],
+    duration_s: float,
+    cosine: Callable[[np.ndarray], np.ndarray],
+) -> tuple[list[Range], list[float]]:
+    """Ranges that a level's answers and text-frame cosine believe in together, best first.
+
+    The film is cut into stretches of one stride, each half over the next. A stretch ranks by
+    `ln(chance + floor) + cosine_weight * cosine`, as by two witnesses who do not know of each
+    other. Its chance is what the answers give its middle: the presence of each, shared out among
+    its spans by their weights, zooms averaged. So what the LLM overlooks can still survive.
+
+    Args:
+        seen: disjoint sorted ranges of the film that were asked about; only they compete.
+        cosine: `cosine(spans_s [N, 2]) -> [N]`.
+
+    Returns:
+        The ranges of the level's budget, and their chances, 0..1.
+    """
+    grid = dense_windows(duration_s, window_s=level.stride_s, stride_s=level.stride_s / 2)
+    spans = np.array([(w.start_s, min(w.end_s, duration_s)) for w in grid])
+    spans = spans[touching_indices(spans[:, 0], spans[:, 1], seen)]
+    chances = _chances(candidates_of(answers, duration_s), len(answers), spans.mean(axis=1))
+    chances = np.minimum(chances / len(level.zooms), 1.0)
+    scores = np.log(chances + _CHANCE_FLOOR) + level.cosine_weight * cosine(spans)
+    order = np.argsort(-scores, kind="stable")
+    if level.min_score is not None:
+        order = order[chances[order] >= level.min_score]
+    order = order[: level.budget(len(order))]
+    return [tuple(span) for span in spans[order].tolist()], chances[order].tolist()
+
+
+def _chances(found: Candidates, num_answers: int, times_s: np.ndarray) -> np.ndarray:
+    """How probable it is by the answers that they name each time, summed over answers: `[N]`."""
+    totals = np.bincount(found.answer, weights=found.weight, minlength=num_answers)
+    masses = found.presence * found.weight / np.maximum(totals[found.answer], _LEAST_CHANCE)
+    held = (found.spans_s[:, :1] <= times_s) & (times_s < found.spans_s[:, 1:])
+    return masses @ held
 
 
 def voted_ranges(ranges_by_zoom: Sequence[Sequence[Range]], min_votes: int) -> list[Range]:

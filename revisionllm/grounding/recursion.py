@@ -146,8 +146,8 @@ class _Run:
     ) -> None:
         if not levels or len({level.name for level in levels}) != len(levels):
             raise ValueError("levels must have unique names, and there must be one")
-        if cosine is None and any(level.kind == "cosine" for level in levels):
-            raise ValueError("a cosine level needs the cosine callable")
+        if cosine is None and any(lv.kind == "cosine" or lv.cosine_weight for lv in levels):
+            raise ValueError("a cosine level or weight needs the cosine callable")
         if levels[-1].kind == "cosine":
             raise ValueError("the last level must ask the model: kind segments or dense")
         if order not in ORDERS:
@@ -257,6 +257,15 @@ class _Run:
     ) -> tuple[list[tuple[float, float]], list[float]]:
         """Ranges that the level's zooms agree on, and the best score of an answer in each."""
         answers = at.answers[query]
+        if at.level.cosine_weight:
+            seen = at.spans_of(np.array(at.reports[query].visited, dtype=np.int64))
+            return ranking.joint_ranges(
+                at.level,
+                [answer for _, answer in answers],
+                merge_ranges([tuple(span) for span in seen.tolist()]),
+                self.duration_s,
+                partial(self._cosines_of, query),
+            )
         by_zoom = [
             ranking.surviving_ranges(
                 at.level, [a for z, a in answers if z == zoom], self.duration_s

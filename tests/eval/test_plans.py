@@ -48,6 +48,17 @@ def test_coarser_levels_keep_more():
     assert (coarse.keep_top, fine.keep_top) == (10, 5)
 
 
+def test_joint_levels_have_no_margin_and_a_wide_cosine_level_before_them():
+    options = {"keep": 1.0, "long_levels": [long_level(CONFIG)], "cosine_weight": 80.0}
+    plans = film_plans(CONFIG, 3600.0, long_keep=1.0, **options)
+    alone, joint, before = plans[1].levels[0], plans[2].levels[0], plans[3].levels
+    assert (joint.cosine_weight, joint.margin) == (80.0, 0.0)
+    assert (alone.keep_top, before[0].keep_top) == (22, 44)
+    assert before[1] == joint
+    naming = film_plans(CONFIG, 3600.0, **options)  # without a budget: as the long run names
+    assert naming[3].levels[:2] == (alone, long_level(CONFIG))
+
+
 def test_planned_work_grows_with_what_long_levels_keep():
     costs = [
         count_plan(

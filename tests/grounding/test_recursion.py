@@ -115,6 +115,7 @@ def layouts(draw):
             levels.append(Level(f"cos{i}", "cosine", segment_s, stride_s, keep_top=keep))
             continue
         zooms = draw(st.sampled_from([(1,), (2, 1), (4, 2, 1)]))
+        joint = {"keep_top": 12, "min_score": 0.0, "cosine_weight": 20.0}
         levels.append(
             Level(
                 f"long{i}",
@@ -126,6 +127,7 @@ def layouts(draw):
                 min_votes=draw(st.integers(1, len(zooms))),
                 narrow=draw(st.booleans()),
                 fill_groups=draw(st.booleans()),
+                **draw(st.sampled_from([{}, joint])),
             )
         )
     return [*levels, dense]

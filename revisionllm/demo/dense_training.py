@@ -279,7 +279,8 @@ def validate(model, pointer, packer, films, sampler, args, batches: int = 10) ->
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train, resuming from args.out/dense_state.pt if it is there, and write base/ and dense/."""
+    """Train, resuming from args.out/dense_state.pt (frames_state.pt, as long as the adapter is
+    trained alone) if it is there, and write base/ and dense/."""
     torch.manual_seed(args.seed)
     film_s = args.film_minutes * 60
     films = training_films(args.films, film_s, "train", args.clip, args.cache, args.workers)
@@ -318,6 +319,8 @@ def train(args: argparse.Namespace) -> None:
             lr=args.frame_lr,
             seed=args.seed,
             anchored=bool(args.init),
+            state_path=args.out / "frames_state.pt",
+            save_every=args.save_every,
         )
         save_state(state_path, parts, 0)
     started, recent, losses = time.time(), [], []

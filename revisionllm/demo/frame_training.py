@@ -44,18 +44,23 @@ def teach_frames(
     lr: float,
     seed: int,
     anchored: bool,
+    state_path: Path,
+    save_every: int,
 ) -> None:
     """Train the adapter with a read-out of its tokens; both in place.
 
     Args:
         windows: per step.
         anchored: whether an LLM reads the tokens already, so that they may not change at will.
+        state_path: written every `save_every` steps; what is there is gone on with.
     """
     before = copy.deepcopy(projector).requires_grad_(False)
     parameters = [*projector.parameters(), *readout.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
+    parts = {"projector": projector, "tokens": readout, "optimizer": optimizer}
+    first_step = load_state(state_path, parts) if state_path.exists() else 0
     started, losses, recent = time.time(), [], []
-    for step in range(steps):
+    for step in range(first_step, steps):
         rng = np.random.default_rng([seed, 103, step])
         features, table = draw_windows(films, windows, rng)
         tokens = projector(features)
@@ -72,12 +77,14 @@ def teach_frames(
         recent.append(hits)
         if (step + 1) % 100 == 0 or step + 1 == steps:
             spent_s = time.time() - started
-            eta_min = spent_s / (step + 1) * (steps - step - 1) / 60
+            eta_min = spent_s / (step + 1 - first_step) * (steps - step - 1) / 60
             log.info(
                 "frames, step %d/%d loss %.3f %s, eta %.1f min",
                 *(step + 1, steps, np.mean(losses), share(recent), eta_min),
             )
             losses, recent = [], []
+        if (step + 1) % save_every == 0:
+            save_state(state_path, parts, step + 1)
 
 
 def rate(step: int, steps: int, warmup: int) -> float:

@@ -151,6 +151,23 @@ def test_features_of_a_film_are_those_of_its_frames():
     assert clip.calls < len(images)
 
 
+def test_close_ups_are_not_learned_twice(tmp_path, monkeypatch):
+    """Killed behind the close-ups, training goes on behind them."""
+    from revisionllm.demo import clip_heads, train_clip
+
+    small = ["--steps", "1", "--batch_size", "16", "--films", "3", "--test_shots", "40"]
+    small += ["--closeup_steps", "2", "--closeup_shots", "8", "--out", str(tmp_path)]
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(clip_heads.AttributeReadout, "loss", killed)
+        assert train_clip.main(small) == 130
+    monkeypatch.setattr(clip_heads, "train_closeups", killed)
+    assert train_clip.main(small) == 0
+
+
 def test_training_resumes_and_loads(tmp_path):
     """The real command at toy size gives a CLIP that loads; a finished one is not trained again."""
     from revisionllm.demo import train_clip

@@ -269,7 +269,7 @@ def test_window_constants_agree():
 
 
 @pytest.mark.parametrize("anchored", [False, True])
-def test_adapter_learns_by_itself_what_frames_show(film, anchored):
+def test_adapter_learns_by_itself_what_frames_show(film, anchored, tmp_path):
     """Features that tell what is shown make the read-out of the tokens find it; the anchor keeps
     the tokens near to what they were."""
     from revisionllm.model.projector import FrameProjector
@@ -282,11 +282,44 @@ def test_adapter_learns_by_itself_what_frames_show(film, anchored):
     before = projector(features.float()).detach()
     loss = readout.frame_loss(before, table)[0].item()
     options = {"steps": 150, "windows": 4, "lr": 1e-2, "seed": 0, "anchored": anchored}
+    options |= {"state_path": tmp_path / "frames_state.pt", "save_every": 1000}
     teach_frames(projector, readout, [shown], **options)
     after = projector(features.float()).detach()
     assert readout.frame_loss(after, table)[0].item() < 0.5 * loss
     moved = (after - before).square().mean() / before.var()
     assert moved < 0.5 if anchored else moved > 0.5
+
+
+def test_teaching_the_adapter_goes_on_where_it_was(film, tmp_path, monkeypatch):
+    """Stopped between two states, it ends with the weights of a run that was not."""
+    from revisionllm.demo import frame_training
+    from revisionllm.model.projector import FrameProjector
+
+    def taught(name: str, stop_at: int = 0):
+        torch.manual_seed(0)
+        projector, readout = FrameProjector(film.features.shape[1], 16), FrameReadout(16)
+        set_rate = frame_training.set_rate
+
+        def stopping(optimizer, lr):
+            stopping.calls += 1
+            if stopping.calls == stop_at:
+                raise KeyboardInterrupt
+            set_rate(optimizer, lr)
+
+        stopping.calls = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(frame_training, "set_rate", stopping)
+            options = {"steps": 9, "windows": 2, "lr": 1e-2, "seed": 0, "anchored": True}
+            path = tmp_path / f"{name}.pt"
+            teach_frames(projector, readout, [film], **options, state_path=path, save_every=2)
+        return projector.state_dict()
+
+    whole = taught("whole")
+    with pytest.raises(KeyboardInterrupt):
+        taught("pieces", stop_at=5)
+    assert torch.load(tmp_path / "pieces.pt", weights_only=True)["step"] == 4
+    for name, tensor in taught("pieces").items():
+        assert tensor.equal(whole[name]), name
 
 
 def test_a_mixer_that_sees_more_starts_as_the_old_one():

@@ -40,13 +40,12 @@ from revisionllm.demo.dense_readout import FrameReadout
 from revisionllm.demo.film_features import training_films
 from revisionllm.demo.frame_training import (
     draw_windows,
-    load_state,
     rate,
-    save_state,
     set_rate,
     share,
     teach_frames,
 )
+from revisionllm.demo.training_state import load_state, save_state
 from revisionllm.errors import UserError
 from revisionllm.files import write_json
 
@@ -298,8 +297,9 @@ def train(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
     parts["optimizer"] = optimizer
     state_path, first_step = args.out / "dense_state.pt", 0
+    frames_path = args.out / "frames_state.pt"
     if state_path.exists():
-        first_step = load_state(state_path, parts)
+        first_step, _ = load_state(state_path, parts)
     else:
         if args.init:
             warm_start_from_mean(model, args.init, films[:3])
@@ -319,10 +319,11 @@ def train(args: argparse.Namespace) -> None:
             lr=args.frame_lr,
             seed=args.seed,
             anchored=bool(args.init),
-            state_path=args.out / "frames_state.pt",
+            state_path=frames_path,
             save_every=args.save_every,
         )
         save_state(state_path, parts, 0)
+        frames_path.unlink(missing_ok=True)  # a later run must not take it for its own
     started, recent, losses = time.time(), [], []
     model.train()
     for step in range(first_step, args.steps):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from revisionllm.demo.dense_data import FRAMES_PER_WINDOW, TrainingFilm, random_window
 from revisionllm.demo.dense_readout import FrameReadout
-from revisionllm.files import replacing
+from revisionllm.demo.training_state import load_state, save_state
 
 log = logging.getLogger("train_dense")
 ANCHOR = 5.0  # weight of staying close to the tokens that the LLM knows
@@ -58,7 +58,7 @@ def teach_frames(
     parameters = [*projector.parameters(), *readout.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
     parts = {"projector": projector, "tokens": readout, "optimizer": optimizer}
-    first_step = load_state(state_path, parts) if state_path.exists() else 0
+    first_step = load_state(state_path, parts)[0] if state_path.exists() else 0
     started, losses, recent = time.time(), [], []
     for step in range(first_step, steps):
         rng = np.random.default_rng([seed, 103, step])
@@ -99,22 +99,6 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Use this learning rate from the next step on."""
     for group in optimizer.param_groups:
         group["lr"] = lr
-
-
-def save_state(path: Path, parts: dict, step: int) -> None:
-    """Everything a resumed run needs, written atomically."""
-    state = {name: part.state_dict() for name, part in parts.items()} | {"step": step}
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
-
-
-def load_state(path: Path, parts: dict) -> int:
-    """Fill the parts from what `save_state` wrote; returns the steps done."""
-    state = torch.load(path, weights_only=True)
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    log.info("resuming at step %d", state["step"])
-    return state["step"]
 
 
 def share(hits: list[dict[str, tuple[int, int]]]) -> str:

@@ -205,27 +205,6 @@ def closeups_first(args: argparse.Namespace, model, spots, films, config: dict) 
     return time.time() - started
 
 
-def _save(path: Path, parts: dict, step: int, seconds: float) -> None:
-    """Everything a resumed run needs, written atomically."""
-    import torch
-
-    state = {name: part.state_dict() for name, part in parts.items()}
-    state |= {"step": step, "seconds": seconds}
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
-
-
-def _resume(path: Path, parts: dict) -> tuple[int, float]:
-    """Fill the parts from a state: (steps done, seconds spent on them and on close-ups)."""
-    import torch
-
-    state = torch.load(path, weights_only=True)
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    log.info("resuming at step %d", state["step"])
-    return state["step"], state["seconds"]
-
-
 def train(args: argparse.Namespace) -> dict[str, float]:
     """Train and save to `args.out`; resumes from clip_state.pt there. Returns the accuracies on
     films of the test split."""
@@ -236,6 +215,7 @@ def train(args: argparse.Namespace) -> dict[str, float]:
 
     from revisionllm.demo.clip_data import plan_films, sample_frames
     from revisionllm.demo.clip_heads import AttributeReadout, SpotReadout
+    from revisionllm.demo.training_state import load_state, save_state
 
     torch.manual_seed(args.seed)
     if args.init is None:
@@ -264,12 +244,12 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     first_step, spent_before_s = 0, 0.0
     model.train()
     if state_path.exists():
-        first_step, spent_before_s = _resume(state_path, parts)
+        first_step, spent_before_s = load_state(state_path, parts)
     elif args.init is not None:
         model.load_state_dict(load_file(args.init / WEIGHTS_FILE))
     else:
         spent_before_s = closeups_first(args, model, spots, films, config)
-        _save(state_path, parts, 0, spent_before_s)
+        save_state(state_path, parts, 0, spent_before_s)
     # one worker draws frames while the model learns from the last ones
     loader = torch.utils.data.DataLoader(
         batches, batch_size=None, num_workers=1, sampler=range(first_step, args.steps)
@@ -307,7 +287,7 @@ def train(args: argparse.Namespace) -> dict[str, float]:
                 *(spots.right, len(ids), float(hit), eta_min),
             )
         if (step + 1) % args.save_every == 0:
-            _save(state_path, parts, step + 1, time.time() - started)
+            save_state(state_path, parts, step + 1, time.time() - started)
     held_out = sample_frames(plan_films(40, "test"), args.test_shots, np.random.default_rng(5))
     scores = accuracy(model, tokenizer, config, held_out)
     with torch.inference_mode():

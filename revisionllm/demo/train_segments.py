@@ -209,7 +209,8 @@ def train(args: argparse.Namespace) -> None:
     import torch
 
     from revisionllm.demo.film_features import training_films
-    from revisionllm.demo.frame_training import load_state, rate, save_state, set_rate, share
+    from revisionllm.demo.frame_training import rate, set_rate, share
+    from revisionllm.demo.training_state import load_state, save_state
     from revisionllm.model.clip import load_clip
     from revisionllm.model.config import AdapterConfig
     from revisionllm.model.loading import describe, load_model, save_run
@@ -244,7 +245,7 @@ def train(args: argparse.Namespace) -> None:
     parts = {"adapter": adapter, "heads": heads, "optimizer": optimizer}
     state_path, first_step = args.out / "segments_state.pt", 0
     if state_path.exists():
-        first_step = load_state(state_path, parts)
+        first_step, _ = load_state(state_path, parts)
     started, recent, seen = time.time(), [], []
     adapter.train()
     for step in range(first_step, args.steps):

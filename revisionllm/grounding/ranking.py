@@ -115,7 +115,7 @@ def joint_ranges(
     grid = dense_windows(duration_s, window_s=level.stride_s, stride_s=level.stride_s / 2)
     spans = np.array([(w.start_s, min(w.end_s, duration_s)) for w in grid])
     spans = spans[touching_indices(spans[:, 0], spans[:, 1], seen)]
-    chances = _chances(candidates_of(answers, duration_s), len(answers), spans.mean(axis=1))
+    chances = _chances(candidates_of(answers, duration_s), spans.mean(axis=1))
     chances = np.minimum(chances / len(level.zooms), 1.0)
     scores = np.log(chances + _CHANCE_FLOOR) + level.cosine_weight * cosine(spans)
     order = np.argsort(-scores, kind="stable")
@@ -125,9 +125,9 @@ def joint_ranges(
     return [tuple(span) for span in spans[order].tolist()], chances[order].tolist()
 
 
-def _chances(found: Candidates, num_answers: int, times_s: np.ndarray) -> np.ndarray:
+def _chances(found: Candidates, times_s: np.ndarray) -> np.ndarray:
     """How probable it is by the answers that they name each time, summed over answers: `[N]`."""
-    totals = np.bincount(found.answer, weights=found.weight, minlength=num_answers)
+    totals = np.bincount(found.answer, weights=found.weight)
     masses = found.presence * found.weight / np.maximum(totals[found.answer], _LEAST_CHANCE)
     held = (found.spans_s[:, :1] <= times_s) & (times_s < found.spans_s[:, 1:])
     return masses @ held

@@ -141,6 +141,7 @@ def train_closeups(
         visual: open_clip's ModifiedResNet; trained in place, as is `spots`.
         pool: (pictures float32 [N, 3, s, s], shapes, poses) to draw from.
     """
+    device = next(visual.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     stages = [visual.layer1, visual.layer2, visual.layer3]
     kept = ("attnpool", "layer4")
@@ -152,7 +153,8 @@ def train_closeups(
     for step in range(steps):
         rows = torch.randint(0, len(pool[0]), (128,), generator=generator)
         pieces, *asked = _closeups(*(part[rows] for part in pool), generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        pieces, *asked = (part.to(device) for part in (pieces, *asked))
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             maps = visual.stem(pieces.contiguous(memory_format=torch.channels_last))
             for stage in stages:
                 maps = stage(maps)

@@ -92,7 +92,7 @@ def frames_loss(scores: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         scores: [B, 2, Q, F].
     """
     inside, shown = scores.float().unbind(1)
-    frame = torch.arange(scores.shape[-1])
+    frame = torch.arange(scores.shape[-1], device=scores.device)
     target = (frame >= batch.spans[..., :1]) & (frame <= batch.spans[..., 1:])
     target = target & (batch.spans[..., :1] >= 0)
     asked = batch.grounds
@@ -126,14 +126,17 @@ def forward(
 ) -> Output:
     """One packed forward pass with its losses."""
     embed = model.llm.get_input_embeddings()
-    windows = len(batch.features)
-    before = embed(torch.tensor(packer.before)).expand(windows, -1, -1)
-    shared = embed(torch.tensor(packer.shared_ids)).expand(windows, -1, -1)
+    windows, device = len(batch.features), batch.features.device
+    before, shared = (
+        embed(torch.tensor(ids).to(device)).expand(windows, -1, -1)
+        for ids in (packer.before, packer.shared_ids)
+    )
     frames = model.projector(batch.features)
     embeds = torch.cat([before, frames.to(before), shared, embed(batch.ids)], 1)
     prefix = packer.prefix_length
     allowed = packed_mask(batch.owners, prefix, batch.visible)
-    positions = torch.cat([torch.arange(prefix).expand(windows, -1), batch.positions], 1)
+    first_positions = torch.arange(prefix, device=device).expand(windows, -1)
+    positions = torch.cat([first_positions, batch.positions], 1)
     result = packed_forward(
         model.llm,
         batch.owners,
@@ -204,7 +207,7 @@ def head_losses(
     """
     query, key = first_heads(model.llm, layer_index, middle, positions, 3)
     head_dim, first_frame = query.shape[-1], len(packer.before)
-    rows = torch.arange(len(middle))[:, None]
+    rows = torch.arange(len(middle), device=middle.device)[:, None]
     asks = query[rows, 1:, packer.prefix_length + batch.ask].transpose(1, 2)  # [B, 2, Q, d]
     frames = key[:, 1:, first_frame : first_frame + FRAMES_PER_WINDOW]
     cover, seen = frames_loss(asks @ frames.transpose(-1, -2) / math.sqrt(head_dim), batch)
@@ -229,7 +232,7 @@ def written_digits(model, packed: Tensor, batch: PackedBatch) -> Tensor:
     row, question = (batch.spans[..., 0] >= 0).nonzero(as_tuple=True)
     if not len(row):
         return packed.sum() * 0
-    offsets = torch.tensor([offset for end in DIGIT_OFFSETS for offset in end])
+    offsets = torch.tensor([offset for end in DIGIT_OFFSETS for offset in end]).to(row)
     column = batch.ask[row, question][:, None] + offsets
     logits = model.llm.lm_head(packed[row[:, None], column]).float()
     return functional.cross_entropy(

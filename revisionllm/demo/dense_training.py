@@ -45,9 +45,10 @@ from revisionllm.demo.frame_training import (
     share,
     teach_frames,
 )
-from revisionllm.demo.training_state import load_state, save_state
+from revisionllm.demo.training_state import load_state, moved, save_state
 from revisionllm.errors import UserError
 from revisionllm.files import write_json
+from revisionllm.model.base import choose_device
 
 log = logging.getLogger("train_dense")
 
@@ -251,22 +252,25 @@ def write_tokenizer(folder: Path, vocab_size: int, seed: int) -> None:
     train_llm_tokenizer(corpus, folder, vocab_size)
 
 
-def make_batch(films, sampler: WindowSampler, packer: Packer, windows: int, rng) -> PackedBatch:
+def make_batch(
+    films, sampler: WindowSampler, packer: Packer, windows: int, rng, device: torch.device
+) -> PackedBatch:
     """Draw `windows` random windows with their questions."""
     drawn = [sampler.window(*random_window(films, rng), rng) for _ in range(windows)]
-    return packer.batch(drawn)
+    return moved(packer.batch(drawn), device)
 
 
 def validate(model, pointer, packer, films, sampler, args, batches: int = 10) -> str:
     """Losses and hits on validation films."""
     rng = np.random.default_rng(12345)
+    device = next(model.parameters()).device
     model.eval()
     with torch.inference_mode():
         outputs = [
             forward(
                 model,
                 pointer,
-                make_batch(films, sampler, packer, 4, rng),
+                make_batch(films, sampler, packer, 4, rng, device),
                 packer,
                 args.pointer_layer,
             )
@@ -284,6 +288,7 @@ def train(args: argparse.Namespace) -> None:
     film_s = args.film_minutes * 60
     films = training_films(args.films, film_s, "train", args.clip, args.cache, args.workers)
     val_films = training_films(args.val_films, film_s, "val", args.clip, args.cache, args.workers)
+    device = choose_device(args.device)  # after the films: their processes are forked
     model = build_model(args, args.out)
     packer = Packer(model.tokenizer)
     pointer, tokens = Pointer(Sizes().hidden_size), FrameReadout(Sizes().hidden_size)
@@ -294,24 +299,19 @@ def train(args: argparse.Namespace) -> None:
         sum(p.numel() for p in model.llm.parameters()) / 1e6,
         sum(p.numel() for p in model.projector.parameters()) / 1e6,
     )
-    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
-    parts["optimizer"] = optimizer
     state_path, first_step = args.out / "dense_state.pt", 0
     frames_path = args.out / "frames_state.pt"
-    if state_path.exists():
+    resumes = state_path.exists()
+    if args.init and not resumes:
+        warm_start_from_mean(model, args.init, films[:3])
+        start_heads(pointer, tokens, args.init[-1] / state_path.name)
+    for part in parts.values():
+        part.to(device)
+    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
+    parts["optimizer"] = optimizer
+    if resumes:
         first_step, _ = load_state(state_path, parts)
     else:
-        if args.init:
-            warm_start_from_mean(model, args.init, films[:3])
-            earlier = args.init[-1] / state_path.name
-            if earlier.exists():
-                state = torch.load(earlier, weights_only=True)
-                lacking, unknown = pointer.load_state_dict(state["pointer"], strict=False)
-                if unknown:
-                    raise UserError(f"{earlier} has pointer heads of another version: {unknown}")
-                log.info("pointer heads that %s lacks: %s", earlier, lacking or "none")
-                if "tokens" in state:  # none before the adapter was taught by itself
-                    tokens.load_state_dict(state["tokens"])
         teach_frames(
             *(model.projector, tokens, films),
             steps=args.frame_steps,
@@ -335,9 +335,10 @@ def train(args: argparse.Namespace) -> None:
             other_stages=args.other_stages,
             negatives=args.negatives,
         )
-        batch = make_batch(films, sampler, packer, args.windows, rng)
-        more, table = draw_windows(films, args.frame_windows, rng)
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+        batch = make_batch(films, sampler, packer, args.windows, rng, device)
+        drawn = draw_windows(films, args.frame_windows, rng)
+        more, table = (part.to(device) for part in drawn)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             output = forward(model, pointer, batch, packer, args.pointer_layer)
             frame_loss, frame_hits = tokens.frame_loss(model.projector(more), table)
         optimizer.zero_grad(set_to_none=True)
@@ -363,6 +364,23 @@ def train(args: argparse.Namespace) -> None:
             log.info("val %s", validate(model, pointer, packer, val_films, checks, args))
             write_run(model, args)
     write_run(model, args)
+
+
+def start_heads(pointer: Pointer, tokens: FrameReadout, earlier: Path) -> None:
+    """Start the heads of the losses from an earlier run's dense_state.pt, if it is there.
+
+    Raises:
+        UserError: it has heads that these have not.
+    """
+    if not earlier.exists():
+        return
+    state = torch.load(earlier, map_location="cpu", weights_only=True)
+    lacking, unknown = pointer.load_state_dict(state["pointer"], strict=False)
+    if unknown:
+        raise UserError(f"{earlier} has pointer heads of another version: {unknown}")
+    log.info("pointer heads that %s lacks: %s", earlier, lacking or "none")
+    if "tokens" in state:  # none before the adapter was taught by itself
+        tokens.load_state_dict(state["tokens"])
 
 
 def write_run(model, args: argparse.Namespace) -> None:

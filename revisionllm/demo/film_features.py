@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +63,11 @@ def encode_frames(images: Iterable[np.ndarray], clip) -> np.ndarray:
     return np.concatenate(parts)[row_of].astype(np.float16)
 
 
+def num_workers() -> int:
+    """How many processes render or draw: one per core, eight at most. No result depends on it."""
+    return max(1, min(8, os.cpu_count() or 1))
+
+
 def _make_one(job: tuple[int, float, str, str, str]) -> str:
     import torch
 
@@ -79,17 +86,19 @@ def cached_features(
     split: str,
     clip_folder: Path,
     cache: Path,
-    workers: int = 2,
+    workers: int | None = None,
 ) -> list[Path]:
     """Files with the `film_features` of each seed; those that the cache folder lacks are computed.
 
     The cache is named after the CLIP's fingerprint, so that another CLIP never meets its features.
     """
+    import torch
     from tqdm import tqdm
 
     from revisionllm.model.clip import load_clip
 
-    folder = cache / f"{load_clip(str(clip_folder)).fingerprint()}-{duration_s:g}s-{split}"
+    clip = load_clip(str(clip_folder), device="cpu")  # no GPU here: the workers are forked
+    folder = cache / f"{clip.fingerprint()}-{duration_s:g}s-{split}"
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{seed:05d}.npy" for seed in seeds]
     jobs = [
@@ -98,7 +107,8 @@ def cached_features(
         if not path.exists()
     ]
     if jobs:
-        with ProcessPoolExecutor(workers) as pool:
+        context = get_context("spawn") if torch.cuda.is_initialized() else None
+        with ProcessPoolExecutor(workers or num_workers(), context) as pool:
             list(
                 tqdm(pool.map(_make_one, jobs), total=len(jobs), desc=f"features of {split} films")
             )
@@ -106,7 +116,12 @@ def cached_features(
 
 
 def training_films(
-    num_films: int, duration_s: float, split: str, clip_folder: Path, cache: Path, workers: int = 2
+    num_films: int,
+    duration_s: float,
+    split: str,
+    clip_folder: Path,
+    cache: Path,
+    workers: int | None = None,
 ) -> list[TrainingFilm]:
     """Films number 0 to num_films - 1 with their features (`cached_features`)."""
     paths = cached_features(range(num_films), duration_s, split, clip_folder, cache, workers)

@@ -56,13 +56,14 @@ def teach_frames(
     """
     before = copy.deepcopy(projector).requires_grad_(False)
     parameters = [*projector.parameters(), *readout.parameters()]
+    device = parameters[0].device
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
     parts = {"projector": projector, "tokens": readout, "optimizer": optimizer}
     first_step = load_state(state_path, parts)[0] if state_path.exists() else 0
     started, losses, recent = time.time(), [], []
     for step in range(first_step, steps):
         rng = np.random.default_rng([seed, 103, step])
-        features, table = draw_windows(films, windows, rng)
+        features, table = (part.to(device) for part in draw_windows(films, windows, rng))
         tokens = projector(features)
         loss, hits = readout.frame_loss(tokens, table)
         losses.append(loss.item())

@@ -119,14 +119,14 @@ def accuracy(model, tokenizer, config: dict, frames) -> dict[str, float]:
 
     pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     model.eval()
+    device = model.logit_scale.device
     with torch.inference_mode():
 
         def texts(sentences):
             normal = [normalise_query(sentence) for sentence in sentences]
-            return model.encode_text(tokenizer(normal), normalize=True)
+            return model.encode_text(tokenizer(normal).to(device), normalize=True).cpu()
 
-        parts = pixels_of(frames, config)
-        images = torch.cat([model.encode_image(part, normalize=True) for part in parts])
+        images = image_features(model, config, frames, normalize=True)
         places = texts([f"nothing {WORDS[place][0]}" for place in PLACES])
         named = texts([f"a small {colour} {shape}" for colour, shape in pairs])
         captions = texts([frame.caption for frame in frames])
@@ -148,6 +148,15 @@ def accuracy(model, tokenizer, config: dict, frames) -> dict[str, float]:
         "colour_and_shape": sum(pair_hits) / max(1, len(pair_hits)),
         "own_caption_of_32": sum(caption_hits) / (32 * len(caption_hits)),
     }
+
+
+def image_features(model, config: dict, frames, normalize: bool = False):
+    """The model's features of frames, float32 [N, D] on the CPU."""
+    import torch
+
+    device = model.logit_scale.device
+    parts = pixels_of(frames, config)
+    return torch.cat([model.encode_image(x.to(device), normalize=normalize).cpu() for x in parts])
 
 
 def attribute_targets(frames):
@@ -215,7 +224,9 @@ def train(args: argparse.Namespace) -> dict[str, float]:
 
     from revisionllm.demo.clip_data import plan_films, sample_frames
     from revisionllm.demo.clip_heads import AttributeReadout, SpotReadout
+    from revisionllm.demo.film_features import num_workers
     from revisionllm.demo.training_state import load_state, save_state
+    from revisionllm.model.base import choose_device
 
     torch.manual_seed(args.seed)
     if args.init is None:
@@ -228,7 +239,10 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     model = open_clip.CLIP(cfg["embed_dim"], cfg["vision_cfg"], cfg["text_cfg"])
     model = model.to(memory_format=torch.channels_last)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{args.out}")
+    device = choose_device(args.device)
     readout, spots = AttributeReadout(cfg["embed_dim"]), SpotReadout(model.visual)
+    for part in (model, readout, spots):
+        part.to(device)
     seen = {}
     model.visual.layer3.register_forward_hook(lambda _m, _i, output: seen.update(maps=output))
     parameters = [*model.parameters(), *readout.parameters(), *spots.parameters()]
@@ -250,19 +264,23 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     else:
         spent_before_s = closeups_first(args, model, spots, films, config)
         save_state(state_path, parts, 0, spent_before_s)
-    # one worker draws frames while the model learns from the last ones
+    # workers draw frames while the model learns from the last ones, on a core of its own
     loader = torch.utils.data.DataLoader(
-        batches, batch_size=None, num_workers=1, sampler=range(first_step, args.steps)
+        batches,
+        batch_size=None,
+        num_workers=args.workers or max(1, num_workers() - 1),
+        sampler=range(first_step, args.steps),
     )
     started = time.time() - spent_before_s
-    for step, (pixels, ids, shapes, poses) in enumerate(loader, first_step):
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+    for step, batch in enumerate(loader, first_step):
+        pixels, ids, shapes, poses = (part.to(device) for part in batch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             features = model.encode_image(pixels.to(memory_format=torch.channels_last))
             text = model.encode_text(ids, normalize=True)
         features, scale = features.float(), model.logit_scale.exp()
         image = torch.nn.functional.normalize(features, dim=-1)
         logits = scale * image @ text.float().T
-        target = torch.arange(len(ids))
+        target = torch.arange(len(ids), device=device)
         loss = (
             torch.nn.functional.cross_entropy(logits, target)
             + torch.nn.functional.cross_entropy(logits.T, target)
@@ -291,10 +309,11 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     held_out = sample_frames(plan_films(40, "test"), args.test_shots, np.random.default_rng(5))
     scores = accuracy(model, tokenizer, config, held_out)
     with torch.inference_mode():
-        features = torch.cat([model.encode_image(part) for part in pixels_of(held_out, config)])
-        scores["read_out"] = readout.scores(features, *attribute_targets(held_out))
+        features = image_features(model, config, held_out)
+        asked = (features, *attribute_targets(held_out))
+        scores["read_out"] = readout.scores(*(part.to(device) for part in asked))
     scores["seconds"] = time.time() - started
-    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     with replacing(weights) as temporary:
         save_file(state, temporary)
     card = {"args": {k: str(v) for k, v in vars(args).items()}, "test_films": scores}
@@ -326,6 +345,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--decoded", type=float, default=0.5, help="share of frames as decoded from an mp4"
     )
     parser.add_argument("--test_shots", type=int, default=600, help="shots it is judged on")
+    parser.add_argument(
+        "--workers", type=int, help="processes that draw frames (one core less, at most 7)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (%(default)s)")
     parser.add_argument("--save_every", type=int, default=100, help="steps between states")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

@@ -58,8 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--lr", type=float, default=1.5e-3, help="peak learning rate")
     add("--warmup", type=int, default=200, help="steps of linear warm-up")
     add("--save_every", type=int, default=250, help="steps between states, checks and run folders")
-    add("--workers", type=int, default=2, help="processes that compute film features")
-    add("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast on the CPU")
+    add("--workers", type=int, help="processes that compute features (one per core, at most 8)")
+    add("--device", default="auto", help="auto, cpu, cuda ... (%(default)s)")
+    add("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast")
     add("--seed", type=int, default=0)
     return parser
 

@@ -210,22 +210,24 @@ def train(args: argparse.Namespace) -> None:
 
     from revisionllm.demo.film_features import training_films
     from revisionllm.demo.frame_training import rate, set_rate, share
-    from revisionllm.demo.training_state import load_state, save_state
+    from revisionllm.demo.training_state import load_state, moved, save_state
+    from revisionllm.model.base import choose_device
     from revisionllm.model.clip import load_clip
     from revisionllm.model.config import AdapterConfig
     from revisionllm.model.loading import describe, load_model, save_run
 
     torch.manual_seed(args.seed)
     told, known = describe(args.run)
-    clip = load_clip(told.clip)
     film_s = args.film_minutes * 60
     films = training_films(args.films, film_s, "train", Path(told.clip), args.cache, args.workers)
+    device = choose_device(args.device)
+    clip = load_clip(told.clip, device=str(device))
     options = {"ffn_dim": args.adapter_ffn_dim, "dropout": 0.0}
     options |= {"digit_position_segments": 100, "reads_sentence": True}
     width = told.adapter.feature_dim
     model = load_model(
         args.run,
-        device="cpu",
+        device=str(device),
         dtype="float32",
         adapter=AdapterConfig("clip", width, output="segment", options=options),
         stage="sparse",
@@ -238,7 +240,7 @@ def train(args: argparse.Namespace) -> None:
         adapter.position.table.data.copy_(numbers)  # the LLM can read these: its frames have them
     if args.init:
         go_on_from(args.init, adapter)
-    heads = build_heads(adapter.hidden_size)
+    heads = build_heads(adapter.hidden_size).to(device)
     sampler = PairSampler(clip, args.frames_per_window, args.questions)
     parameters = [*adapter.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
@@ -250,8 +252,8 @@ def train(args: argparse.Namespace) -> None:
     adapter.train()
     for step in range(first_step, args.steps):
         rng = np.random.default_rng([args.seed, 107, step])
-        pairs = sampler.draw(films, args.crossed, args.windows, rng)
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+        pairs = moved(sampler.draw(films, args.crossed, args.windows, rng), device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             loss, hits = losses(adapter, heads, pairs, args.crossed)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -294,8 +296,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--questions", type=int, default=16, help="sentences per window")
     add("--lr", type=float, default=1e-3, help="peak learning rate")
     add("--save_every", type=int, default=250, help="steps between states and run folders")
-    add("--workers", type=int, default=2, help="processes that compute film features")
-    add("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast on the CPU")
+    add("--workers", type=int, help="processes that compute features (one per core, at most 8)")
+    add("--device", default="auto", help="auto, cpu, cuda ... (%(default)s)")
+    add("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast")
     add("--seed", type=int, default=0)
     return parser
 

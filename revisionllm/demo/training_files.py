@@ -81,11 +81,15 @@ def write_files(args: argparse.Namespace) -> None:
 def is_written(args: argparse.Namespace) -> bool:
     """Is everything there, for the same arguments?"""
     note = args.out / "made_with.json"
-    return note.exists() and json.loads(note.read_text(encoding="utf-8")) == _settings(args)
+    if not note.exists():
+        return False
+    made_with = json.loads(note.read_text(encoding="utf-8"))
+    made_with.pop("workers", None)  # noted once; changes nothing
+    return made_with == _settings(args)
 
 
 def _settings(args: argparse.Namespace) -> dict[str, str]:
-    return {name: str(value) for name, value in vars(args).items()}
+    return {name: str(value) for name, value in vars(args).items() if name != "workers"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -97,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sentences", type=int, default=60, help="sentences per film (60)")
     add("--clip", type=Path, default=Path("out/train_demo/clip"), help="the demo's CLIP")
     add("--cache", type=Path, default=Path("out/demo_features"), help="features of training films")
-    add("--workers", type=int, default=2, help="processes that compute film features")
+    add("--workers", type=int, help="processes that compute features (one per core, at most 8)")
     return parser
 
 

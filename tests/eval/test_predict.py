@@ -200,6 +200,18 @@ def test_run_through_long_levels(tiny, tmp_path, order):
         assert prediction.moments and prediction.moments[0].level == "dense"
 
 
+@pytest.mark.parametrize("weight", ["0", "80"])
+def test_what_long_levels_keep_is_bounded_on_request(tiny, tmp_path, weight):
+    """A tenth of the root of the number of segments: one range, by the LLM alone or jointly."""
+    plan = ["--no-cosine", "--long", tiny["long"], "--plan", "long_100 > dense"]
+    keep = ["--long_keep", "0.1", "--cosine_weight", weight]
+    found = searched(tiny, tmp_path, *plan, *keep)
+    num_windows = {v: len(dense_windows(s, window_s=12.0, stride_s=6.0)) for v, s in FILMS.items()}
+    assert all(p.status == "ok" and p.cost.segments > 0 for p in found)
+    assert all(0 < p.cost.dense_windows <= num_windows[p.vid] for p in found)
+    assert any(p.cost.dense_windows < num_windows[p.vid] for p in found)
+
+
 def test_run_plans_for_itself_and_names_plans(tiny, tmp_path, capsys):
     searched(tiny, tmp_path, "--limit", "3")
     assert "plan for film_a: " in capsys.readouterr().err

@@ -270,7 +270,10 @@ def packed_forward(
     On a CPU by `PackedPass`, which computes no more than is looked at. On a GPU, and where
     activations are recomputed (which happens when the switch below is back), under the mask.
     """
-    recomputes = llm.training and llm.is_gradient_checkpointing
+    # the property that says so has another name in newer versions of transformers
+    recomputes = llm.training and any(
+        getattr(module, "gradient_checkpointing", False) for module in llm.modules()
+    )
     if owner_BN.device.type == "cpu" and not recomputes:
         with packed_attention(llm):
             rows = PackedPass(owner_BN, prefix_length, visible_BN)

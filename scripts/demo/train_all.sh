@@ -2,7 +2,8 @@
 # The whole curriculum on the demo world, from nothing: CLIP, base LLM, a start for the CLIP adapter, the four
 # stages by the entry point that trains on MAD and VidChapters, calibration, evaluation and a report.
 #
-#   sh scripts/demo/train_all.sh           a good three hours on two CPU cores; sizes in scripts/demo/sizes.conf
+#   sh scripts/demo/train_all.sh           hours on two CPU cores (docs/ablation.md, From nothing), and on a GPU if
+#                                          there is one; sizes in scripts/demo/sizes.conf
 #   sh scripts/demo/train_all.sh --quick   all of it at toy size, in minutes, on two processes: a smoke test
 #
 # Writes out/train_demo or out/train_demo_quick (OUT=folder for another one). Kill it at any time: the same

@@ -126,3 +126,26 @@ def test_prefix_tokens_that_a_question_does_not_see():
     wanted = llm.model(attention_mask=mask, **inputs).last_hidden_state
     real = torch.cat([torch.ones(2, 6, dtype=torch.bool), owners != NO_OWNER], 1)
     torch.testing.assert_close(found[real], wanted[real], atol=1e-5, rtol=0)
+
+
+def test_gradients_are_the_same_where_activations_are_recomputed():
+    """Recomputation runs when the attention is switched back, so it takes the mask instead."""
+    owners = torch.tensor([[0, 0, 0, 1, 1, NO_OWNER], [0, 1, 1, 2, 2, 2]])
+    embeds = torch.randn(2, 10, 32, generator=torch.Generator().manual_seed(2))
+    gradients = []
+    for recomputes in (False, True):
+        llm = tiny_llm(num_key_value_heads=2).train()
+        if recomputes:
+            llm.gradient_checkpointing_enable({"use_reentrant": False})
+        states = packed_forward(
+            *(llm, owners, 4, torch.full_like(owners, 4)),
+            inputs_embeds=embeds.clone().requires_grad_(),
+            position_ids=torch.arange(10).expand(2, -1),
+            use_cache=False,
+        ).last_hidden_state
+        real = torch.cat([torch.ones(2, 4, dtype=torch.bool), owners != NO_OWNER], 1)
+        states[real].square().sum().backward()
+        gradients.append({n: p.grad for n, p in llm.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 10
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4, rtol=1e-4)

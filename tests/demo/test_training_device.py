@@ -45,13 +45,18 @@ def on(monkeypatch):
         with PretendedDevice() if device == DEVICE.type else contextlib.nullcontext():
             assert program.main(flags) == 0
 
+    def no_gradients(mode: torch.inference_mode) -> None:
+        mode._inference_mode_context = torch.no_grad()
+        mode._inference_mode_context.__enter__()
+
     autocast = torch.autocast
 
     def no_autocast(kind, *args, **options):
         return contextlib.nullcontext() if kind == DEVICE.type else autocast(kind, *args, **options)
 
     monkeypatch.setattr(torch, "autocast", no_autocast)  # it knows no such device
-    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # pretended tensors cannot
+    # Pretended tensors know no inference mode; functions decorated with it look this method up.
+    monkeypatch.setattr(torch.inference_mode, "__enter__", no_gradients)
     monkeypatch.setattr(torch.optim, "AdamW", PlainDescent)
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)

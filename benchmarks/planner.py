@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from revisionllm.demo.judged_films import MemoEngine, judged_film
+from revisionllm.demo.judged_films import judged_film
+from revisionllm.demo.memo_engine import MemoEngine
 from revisionllm.errors import run_entry_point
 from revisionllm.eval.film_search import EvalFilm, EvalQuery, FilmSearcher
 from revisionllm.eval.metrics import iou_table, paired_difference

@@ -52,6 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--val_films", type=int, default=6, help="films that tune and calibrate (%(default)s)")
     add("--device", default="auto", help="(%(default)s)")
     add("--cache", type=Path, default=Path("out/ablation_features"), help="films' features")
+    add(
+        "--answers",
+        type=Path,
+        metavar="FOLDER",
+        help="keep the model's answers here: the same command, stopped and started again, goes on",
+    )
     add("--out", type=Path, default=Path("out/ablation"), help="folder for tables and plots")
     return parser
 

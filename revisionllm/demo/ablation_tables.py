@@ -6,11 +6,13 @@ visited and LLM tokens per query (one query alone on its film).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from tqdm import tqdm
 
 from revisionllm.demo.benchmark import (
     PARTS,
@@ -22,8 +24,9 @@ from revisionllm.demo.benchmark import (
     moment_spans,
     row,
 )
-from revisionllm.demo.judged_films import MemoEngine, judged_film
+from revisionllm.demo.judged_films import judged_film
 from revisionllm.demo.language import differences
+from revisionllm.demo.memo_engine import KeptAnswers, MemoEngine
 from revisionllm.demo.window_table import window_rows
 from revisionllm.eval.film_search import EvalFilm, FilmSearcher
 from revisionllm.eval.metrics import span_iou
@@ -94,8 +97,13 @@ class Setting:
         self.model = load_model(args.checkpoint, device=args.device)
         self.clip = load_clip(self.model.config.clip, device=args.device)
         self.shape = llm_shape(self.model)
-        self.engine = MemoEngine(DenseEngine(self.model, explore=0.0), {})
+        self.engine = self.asking_once(DenseEngine(self.model, explore=0.0))
         self._films: dict = {}
+
+    def asking_once(self, engine, change=None) -> MemoEngine:
+        """With a memory of its own, on disk if a folder is given for answers."""
+        folder = self.args.answers
+        return MemoEngine(engine, KeptAnswers(folder, engine.model) if folder else {}, change)
 
     def films(self, minutes: float, *, split: str = "test", all_features: bool = False) -> list:
         """(film, queries) of one length."""
@@ -152,7 +160,7 @@ class Setting:
         for path in self.args.long:
             model = load_model(path, device=self.args.device)
             engine = SegmentEngine(model, **long_listing(model.config))
-            runs.append((long_level(model.config), MemoEngine(engine, {})))
+            runs.append((long_level(model.config), self.asking_once(engine)))
         return runs
 
     def alone(self, film: EvalFilm) -> list[Level]:
@@ -178,7 +186,7 @@ class Setting:
         engines["dense"] = engine or self.engine
         asked = self.shape.prefix_tokens + self.shape.question_tokens
         predictions, names = [], []
-        for film, queries in films:
+        for film, queries in tqdm(films, "films searched", leave=False, file=sys.stderr):
             searcher = FilmSearcher(levels(film), engines, "", options, refine_top=refine_top)
             before = self._long_tokens()
             found = searcher.ground(film, queries)
@@ -262,7 +270,7 @@ def _without_negatives(setting: Setting, films, windows) -> dict:
     from revisionllm.model.loading import load_model
 
     model = load_model(setting.args.no_negatives, device=setting.args.device)
-    engine = MemoEngine(DenseEngine(model, explore=0.0), {}, first_span)
+    engine = setting.asking_once(DenseEngine(model, explore=0.0), first_span)
     return setting.line(
         "windows, trained without negatives", films, windows, engine=engine, calibration=ENTROPY
     )
@@ -377,7 +385,7 @@ def sampling(setting: Setting) -> Rows:
     for frames in (config.frames_per_window // 2, config.frames_per_window // 4):
         setting.model.config = replace(config, frames_per_window=frames)
         setting.shape = replace(shape, frames_per_window=frames)
-        engine = MemoEngine(DenseEngine(setting.model, explore=0.0), {})
+        engine = setting.asking_once(DenseEngine(setting.model, explore=0.0))
         name = f"{frames} frames a window"
         rows.append(setting.line(name, films, setting.windows, engine=engine, **options))
     setting.model.config, setting.shape = config, shape

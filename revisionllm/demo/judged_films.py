@@ -6,44 +6,14 @@ named after the CLIP.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from revisionllm.data.feature_writers import save_npy
 from revisionllm.eval.film_search import EvalFilm, EvalQuery
-from revisionllm.grounding.levels import Question, WindowAnswer
 
 SEED_STEP = 3  # from one film of a set to the next; any number would do
-
-
-class MemoEngine:
-    """An engine that asks its model about every (film, sentence, window) once.
-
-    `change` rewrites an answer before the search sees it. `shown` counts what questions showed,
-    remembered ones too: (questions, positions).
-    """
-
-    def __init__(self, engine, memory: dict, change=None) -> None:
-        self.engine, self.memory, self.change = engine, memory, change
-        self.model, self.cost = engine.model, engine.cost
-        self.shown = (0, 0)
-
-    def answer(
-        self, questions: Sequence[Question], sentences, *rest, film=None, **options
-    ) -> list[WindowAnswer]:
-        """As the engine's own `answer`; `film` must be given."""
-        positions = sum(question.num_positions for question in questions)
-        self.shown = (self.shown[0] + len(questions), self.shown[1] + positions)
-        how = tuple(sorted(options.items()))
-        keys = [(film, sentences[q.query], q.windows, q.repeat, how) for q in questions]
-        new = [i for i, key in enumerate(keys) if key not in self.memory]
-        asked = [questions[i] for i in new]
-        answers = self.engine.answer(asked, sentences, *rest, film=film, **options) if asked else []
-        self.memory.update(zip((keys[i] for i in new), answers, strict=True))
-        found = [self.memory[key] for key in keys]
-        return [self.change(answer) for answer in found] if self.change else found
 
 
 def judged_film(

@@ -199,20 +199,25 @@ class ClipFeatures:
 
     @cached_property
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256()
         layers = sorted({type(module).__name__ for module in self._model.modules()})
         # GELU and QuickGELU share weights and differ in features.
         activations = [layer for layer in layers if layer.endswith("GELU")]
         config = {"preprocess": self._preprocess, "activations": activations}
-        digest.update(json.dumps(config, sort_keys=True, default=list).encode())
-        for key, value in sorted(self._model.state_dict().items()):
-            digest.update(f"{key} {tuple(value.shape)}".encode())
-            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        about = json.dumps(config, sort_keys=True, default=list)
+        return weights_digest(self._model, about)
 
     def fingerprint(self) -> str:
         """16 hex digits over preprocessing and weights: which CLIP made a feature file."""
         return self._fingerprint
+
+
+def weights_digest(module: torch.nn.Module, about: str) -> str:
+    """16 hex digits over a text and all weights, by name, shape and value."""
+    digest = hashlib.sha256(about.encode())
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(f"{key} {tuple(value.shape)}".encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def load_clip(

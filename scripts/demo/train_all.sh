@@ -78,5 +78,6 @@ done
 step judged demo benchmark --checkpoint "$folder/stage1_dense" --out "$folder/judged" --fit_calibration \
     --long "$folder/stage2_long_100" "$folder/stage2_long_33" $judge
 step tables demo ablation --checkpoint "$folder/stage1_dense" --out "$folder/tables" \
-    --cache "$folder/table_features" --long "$folder/stage2_long_100" "$folder/stage2_long_33" $tables
+    --cache "$folder/table_features" --answers "$folder/table_answers" \
+    --long "$folder/stage2_long_100" "$folder/stage2_long_33" $tables
 step report demo curriculum_report --folder "$folder"

@@ -8,16 +8,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from revisionllm.demo import ablation
 from revisionllm.demo.ablation_tables import error_kind
 from revisionllm.demo.benchmark import fit_calibration
-from revisionllm.demo.judged_films import MemoEngine
 from revisionllm.demo.language import Description, FactIndex, full_description
+from revisionllm.demo.memo_engine import KeptAnswers, MemoEngine
 from revisionllm.demo.window_table import KEPT, TRUE, _changed, changed_sentences
 from revisionllm.demo.world import HELD_OUT_PAIRS, plan_film
 from revisionllm.eval.predictions import Moment, Prediction
-from revisionllm.grounding.levels import Question, WindowAnswer
+from revisionllm.grounding.levels import Question, SpanCandidate, WindowAnswer
 from revisionllm.grounding.windows import Window
 
 
@@ -62,6 +63,48 @@ def test_nothing_is_asked_twice():
     answers = engine.answer(again, ["a", "b"], film="f")
     assert [a.answer for a in answers] == ["a", "a", "a", "b"]
     assert [(q.query, q.window.index) for q in asked] == [(0, 0), (0, 1), (0, 2), (1, 0)]
+
+
+def test_answers_on_disk_are_asked_for_once(tmp_path, monkeypatch, capsys):
+    small = ["--tables", "confidence", "--films", "1", "--val_films", "1", "--minutes", "4"]
+    small += ["--present", "2", "--absent", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
+    small += ["--cache", str(tmp_path / "features"), "--answers", str(tmp_path / "answers")]
+    assert ablation.main(small) == 0
+    table = (tmp_path / "out" / "confidence.json").read_bytes()
+    (tmp_path / "out" / "confidence.json").unlink()
+
+    def asked(*_args, **_options):
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr("revisionllm.engine.dense.DenseEngine.answer", asked)
+    assert ablation.main(small) == 0
+    assert (tmp_path / "out" / "confidence.json").read_bytes() == table
+    [folder] = (tmp_path / "answers").iterdir()
+    (folder / "torn.jsonl").write_text('{"key": "1')
+    capsys.readouterr()
+    assert ablation.main(small) == 2
+    assert "torn.jsonl:1: not valid JSON" in capsys.readouterr().err
+
+
+class Run(torch.nn.Linear):
+    def __init__(self, value: float, config: str) -> None:
+        super().__init__(1, 1)
+        torch.nn.init.constant_(self.weight, value)
+        torch.nn.init.constant_(self.bias, 0.0)
+        self.config = config
+
+
+def test_kept_answers_are_those_given_and_of_these_weights_alone(tmp_path):
+    window = Window(3, 0.1, 12.3)
+    key = "film", "a red circle jumps", (window,), 1, (("narrow", True),)
+    spans = SpanCandidate(1 / 3, 2.5, 0.7), SpanCandidate(2.0, 9.1)
+    answer = WindowAnswer(3, 0.1, 12.3, "From 01 to 02.", spans, 0.123456789, 1e-9)
+    KeptAnswers(tmp_path, Run(1.0, "dense")).update({key: answer})
+    again = KeptAnswers(tmp_path, Run(1.0, "dense"))
+    assert key in again and again[key] == answer
+    assert (*key[:3], 2, key[4]) not in again
+    assert key not in KeptAnswers(tmp_path, Run(2.0, "dense"))
+    assert key not in KeptAnswers(tmp_path, Run(1.0, "sparse"))
 
 
 def prediction(spans, gt, presences=None):

@@ -102,8 +102,10 @@ class Setting:
 
     def asking_once(self, engine, change=None) -> MemoEngine:
         """With a memory of its own, on disk if a folder is given for answers."""
-        folder = self.args.answers
-        return MemoEngine(engine, KeptAnswers(folder, engine.model) if folder else {}, change)
+        memory, folder = {}, self.args.answers
+        if folder:
+            memory = KeptAnswers(folder, engine.model, self.clip.fingerprint())
+        return MemoEngine(engine, memory, change)
 
     def films(self, minutes: float, *, split: str = "test", all_features: bool = False) -> list:
         """(film, queries) of one length."""

@@ -45,15 +45,18 @@ class MemoEngine:
 class KeptAnswers:
     """Answers by key, as a dict holds them, each update a JSONL file of its own in a folder.
 
-    The folder is named after the weights and the run's config, so that other weights never meet
+    The folder is named after the weights, the run's config and the CLIP, so that others never meet
     them. Whoever changes how the engine answers has to begin a new folder.
+
+    Args:
+        clip: fingerprint of the CLIP whose features the model was shown.
 
     Raises:
         UserError: a file in the folder cannot be read.
     """
 
-    def __init__(self, folder: Path, model) -> None:
-        self.folder = folder / weights_digest(model, str(model.config))
+    def __init__(self, folder: Path, model, clip: str) -> None:
+        self.folder = folder / weights_digest(model, f"{model.config} {clip}")
         self._answers: dict[str, WindowAnswer] = {}
         for path in sorted(self.folder.glob("*.jsonl")):
             for _, row in iter_json_lines(path):

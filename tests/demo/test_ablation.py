@@ -99,12 +99,13 @@ def test_kept_answers_are_those_given_and_of_these_weights_alone(tmp_path):
     key = "film", "a red circle jumps", (window,), 1, (("narrow", True),)
     spans = SpanCandidate(1 / 3, 2.5, 0.7), SpanCandidate(2.0, 9.1)
     answer = WindowAnswer(3, 0.1, 12.3, "From 01 to 02.", spans, 0.123456789, 1e-9)
-    KeptAnswers(tmp_path, Run(1.0, "dense")).update({key: answer})
-    again = KeptAnswers(tmp_path, Run(1.0, "dense"))
+    KeptAnswers(tmp_path, Run(1.0, "dense"), "clip").update({key: answer})
+    again = KeptAnswers(tmp_path, Run(1.0, "dense"), "clip")
     assert key in again and again[key] == answer
     assert (*key[:3], 2, key[4]) not in again
-    assert key not in KeptAnswers(tmp_path, Run(2.0, "dense"))
-    assert key not in KeptAnswers(tmp_path, Run(1.0, "sparse"))
+    assert key not in KeptAnswers(tmp_path, Run(2.0, "dense"), "clip")
+    assert key not in KeptAnswers(tmp_path, Run(1.0, "sparse"), "clip")
+    assert key not in KeptAnswers(tmp_path, Run(1.0, "dense"), "another clip")
 
 
 def prediction(spans, gt, presences=None):

@@ -14,13 +14,20 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-# FFmpeg reads these as "video" too: text rendered as a picture, and lists that open other files.
-NOT_FILMS = ("tty", "concat", "hls", "dash", "lavfi", "sdp")
+# FFmpeg reads these as "video" too: text rendered as a picture, lists that open other files, and
+# pictures (so are all demuxers whose names end in PICTURE_SUFFIX).
+NOT_FILMS = ("tty", "concat", "hls", "dash", "lavfi", "sdp", "image2", "ico", "webp", "txd")
+PICTURE_SUFFIX = "_pipe"
+PICTURE_BRANDS = ("avif", "heic", "heix", "mif1")  # of mp4's family, which holds one picture there
+# PyAV 19 decodes metadata leniently by itself and refuses the argument that older ones need for it.
+LENIENT = {"metadata_errors": "replace"}
 
 
 @contextmanager
 def open_video(path: str | os.PathLike) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a local video file; yields (container, its first video stream that is no cover picture).
+    """Open a local video file; yields (container, the video stream that players show).
+
+    Which stream that is FFmpeg says, by flags, size and cover pictures.
 
     Raises:
         UserError: missing, unreadable, empty, no video, or cut so short that its index is missing.
@@ -28,28 +35,68 @@ def open_video(path: str | os.PathLike) -> Iterator[tuple[InputContainer, VideoS
     import av
     from av.stream import Disposition
 
+    lenient = LENIENT if int(av.__version__.split(".")[0]) < 19 else {}
     _check_readable_file(path)
     try:
         # "file:" and the whitelist: a name with a colon or a playlist must not open anything else.
         container = av.open(
             f"file:{os.fspath(path)}",
             options={"protocol_whitelist": "file"},
-            metadata_errors="replace",
+            **lenient,
         )
-    except (av.error.FFmpegError, ValueError) as error:
+    except (av.error.FFmpegError, ValueError, OSError) as error:
         raise UserError(_why_unreadable(path, error)) from error
     with container:
-        if set(container.format.name.split(",")) & set(NOT_FILMS):
-            raise UserError(f"not a video file ({container.format.long_name}): {path}")
-        pictures = Disposition.attached_pic
-        streams = [s for s in container.streams.video if not s.disposition & pictures]
-        if not streams:
+        _check_is_film(container, path)
+        stream = container.streams.best("video")
+        if stream is None or stream.disposition & Disposition.attached_pic:
             kinds = sorted({stream.type for stream in container.streams} - {"video"})
             raise UserError(f"no video stream, only {', '.join(kinds) or 'nothing'}: {path}")
-        if streams[0].codec_context is None:
+        if stream.codec_context is None:
             raise UserError(f"this FFmpeg does not know the video's codec: {path}")
-        streams[0].thread_type = "AUTO"
-        yield container, streams[0]
+        stream.thread_type = "AUTO"
+        yield container, stream
+
+
+def is_film(path: str | os.PathLike) -> bool:
+    """Whether FFmpeg opens the file as a video; nothing is decoded."""
+    try:
+        with open_video(path):
+            return True
+    except UserError:
+        return False
+
+
+def _check_is_film(container: InputContainer, path: str | os.PathLike) -> None:
+    names = container.format.name.split(",")
+    picture = names[0].endswith(PICTURE_SUFFIX) or (
+        container.metadata.get("major_brand", "").strip() in PICTURE_BRANDS
+    )
+    if picture or set(names) & set(NOT_FILMS):
+        raise UserError(f"not a video file ({container.format.long_name}): {path}")
+    if "mp4" in names and _num_movies(path) > 1:
+        raise UserError(
+            f"two mp4 files copied into one, players see the first alone: {path}; join them with"
+            " ffmpeg's concat demuxer"
+        )
+
+
+def _num_movies(path: str | os.PathLike) -> int:
+    """Movie boxes (moov) at the top of an mp4 that is not fragmented; 1 for one that is."""
+    movies, end = 0, os.path.getsize(path)
+    with open(path, "rb") as file:
+        at = 0
+        while at + 8 <= end:
+            file.seek(at)
+            head = file.read(16)
+            size, kind = int.from_bytes(head[:4], "big"), head[4:8]
+            if size == 1:
+                size = int.from_bytes(head[8:16], "big")
+            if size < 8 or kind == b"moof":
+                break
+            movies += kind == b"moov"
+            at += size
+    return movies
 
 
 def _check_readable_file(path: str | os.PathLike) -> None:

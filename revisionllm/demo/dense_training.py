@@ -288,7 +288,7 @@ def train(args: argparse.Namespace) -> None:
     film_s = args.film_minutes * 60
     films = training_films(args.films, film_s, "train", args.clip, args.cache, args.workers)
     val_films = training_films(args.val_films, film_s, "val", args.clip, args.cache, args.workers)
-    device = choose_device(args.device)  # after the films: their processes are forked
+    device = choose_device(args.device)
     model = build_model(args, args.out)
     packer = Packer(model.tokenizer)
     pointer, tokens = Pointer(Sizes().hidden_size), FrameReadout(Sizes().hidden_size)

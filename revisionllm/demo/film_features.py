@@ -68,13 +68,16 @@ def num_workers() -> int:
     return max(1, min(8, os.cpu_count() or 1))
 
 
-def _make_one(job: tuple[int, float, str, str, str]) -> str:
+def _one_thread() -> None:
     import torch
 
+    torch.set_num_threads(1)
+
+
+def _make_one(job: tuple[int, float, str, str, str]) -> str:
     from revisionllm.model.clip import load_clip
 
     seed, duration_s, split, clip_folder, path = job
-    torch.set_num_threads(1)
     features = film_features(seed, duration_s, split, load_clip(clip_folder))
     save_npy(path, features)
     return path
@@ -92,12 +95,11 @@ def cached_features(
 
     The cache is named after the CLIP's fingerprint, so that another CLIP never meets its features.
     """
-    import torch
     from tqdm import tqdm
 
     from revisionllm.model.clip import load_clip
 
-    clip = load_clip(str(clip_folder), device="cpu")  # no GPU here: the workers are forked
+    clip = load_clip(str(clip_folder), device="cpu")
     folder = cache / f"{clip.fingerprint()}-{duration_s:g}s-{split}"
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{seed:05d}.npy" for seed in seeds]
@@ -106,9 +108,13 @@ def cached_features(
         for seed, path in zip(seeds, paths, strict=True)
         if not path.exists()
     ]
-    if jobs:
-        context = get_context("spawn") if torch.cuda.is_initialized() else None
-        with ProcessPoolExecutor(workers or num_workers(), context) as pool:
+    if jobs and workers == 0:  # in this process
+        list(map(_make_one, tqdm(jobs, desc=f"features of {split} films")))
+    elif jobs:
+        # neither CUDA nor threads of torch or FFmpeg survive a fork
+        with ProcessPoolExecutor(
+            workers or num_workers(), get_context("spawn"), initializer=_one_thread
+        ) as pool:
             list(
                 tqdm(pool.map(_make_one, jobs), total=len(jobs), desc=f"features of {split} films")
             )

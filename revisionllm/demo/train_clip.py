@@ -264,12 +264,15 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     else:
         spent_before_s = closeups_first(args, model, spots, films, config)
         save_state(state_path, parts, 0, spent_before_s)
-    # workers draw frames while the model learns from the last ones, on a core of its own
+    # workers draw frames while the model learns from the last ones, on a core of its own; spawned:
+    # a forked child that uses FFmpeg after its parent's threads did waits for ever
+    workers = max(1, num_workers() - 1) if args.workers is None else args.workers
     loader = torch.utils.data.DataLoader(
         batches,
         batch_size=None,
-        num_workers=args.workers or max(1, num_workers() - 1),
+        num_workers=workers,
         sampler=range(first_step, args.steps),
+        multiprocessing_context="spawn" if workers else None,
     )
     started = time.time() - spent_before_s
     for step, batch in enumerate(loader, first_step):
@@ -346,7 +349,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--test_shots", type=int, default=600, help="shots it is judged on")
     parser.add_argument(
-        "--workers", type=int, help="processes that draw frames (one core less, at most 7)"
+        "--workers", type=int, help="processes that draw frames (one core less, at most 7); 0: none"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (%(default)s)")
     parser.add_argument("--save_every", type=int, default=100, help="steps between states")

@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--lr", type=float, default=1.5e-3, help="peak learning rate")
     add("--warmup", type=int, default=200, help="steps of linear warm-up")
     add("--save_every", type=int, default=250, help="steps between states, checks and run folders")
-    add("--workers", type=int, help="processes that compute features (one per core, at most 8)")
+    add("--workers", type=int, help="processes that compute features (one per core, at most 8; 0: none)")
     add("--device", default="auto", help="auto, cpu, cuda ... (%(default)s)")
     add("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast")
     add("--seed", type=int, default=0)

@@ -101,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sentences", type=int, default=60, help="sentences per film (60)")
     add("--clip", type=Path, default=Path("out/train_demo/clip"), help="the demo's CLIP")
     add("--cache", type=Path, default=Path("out/demo_features"), help="features of training films")
-    add("--workers", type=int, help="processes that compute features (one per core, at most 8)")
+    add("--workers", type=int, help="processes that compute features (one per core, at most 8; 0: none)")
     return parser
 
 

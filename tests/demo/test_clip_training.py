@@ -157,6 +157,7 @@ def test_close_ups_are_not_learned_twice(tmp_path, monkeypatch):
 
     small = ["--steps", "1", "--batch_size", "16", "--films", "3", "--test_shots", "40"]
     small += ["--closeup_steps", "2", "--closeup_shots", "8", "--out", str(tmp_path)]
+    small += ["--workers", "0"]
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -175,7 +176,8 @@ def test_training_resumes_and_loads(tmp_path):
 
     small = ["--steps", "3", "--batch_size", "16", "--films", "3", "--save_every", "3"]
     small += ["--closeup_steps", "2", "--closeup_shots", "8", "--test_shots", "40"]
-    assert train_clip.main(["--out", str(tmp_path), *small]) == 0
+    assert train_clip.main(["--out", str(tmp_path), *small, "--workers", "1"]) == 0
+    small += ["--workers", "0"]
     card = json.loads((tmp_path / "training.json").read_text())
     assert 0 <= card["test_films"]["read_out"]["shape_of_colour"] <= 1
     clip = load_clip(str(tmp_path))

@@ -17,7 +17,7 @@ CLIP = Path(__file__).resolve().parents[2] / "checkpoints" / "demo" / "clip"
 
 
 def test_training_files_hold_what_the_trainer_reads(tmp_path):
-    words = ["--films", "2", "--minutes", "3", "--sentences", "5", "--workers", "1"]
+    words = ["--films", "2", "--minutes", "3", "--sentences", "5", "--workers", "0"]
     words += [
         "--clip",
         str(CLIP),

@@ -79,7 +79,7 @@ def test_program_goes_on_from_another_adapter(tmp_path):
     from revisionllm.model.loading import describe
 
     words = ["--run", str(DEMO / "dense"), "--init", str(DEMO / "sparse"), "--films", "1"]
-    words += ["--cache", str(tmp_path / "cache"), "--film_minutes", "3", "--workers", "1"]
+    words += ["--cache", str(tmp_path / "cache"), "--film_minutes", "3", "--workers", "0"]
     words += ["--windows", "1", "--questions", "4", "--crossed", "2", "--frames_per_window", "10"]
     words += ["--steps", "1", "--lr", "0"]
     words += ["--out", str(tmp_path / "run")]
@@ -97,7 +97,7 @@ def test_program_trains_resumes_and_writes_a_sparse_run(tmp_path):
 
     words = ["--run", str(DEMO / "dense"), "--out", str(tmp_path / "run")]
     words += ["--cache", str(tmp_path / "cache"), "--films", "1", "--film_minutes", "3"]
-    words += ["--windows", "1", "--questions", "4", "--workers", "1", "--frames_per_window", "10"]
+    words += ["--windows", "1", "--questions", "4", "--workers", "0", "--frames_per_window", "10"]
     words += ["--crossed", "2"]
     words += ["--adapter_ffn_dim", "32", "--save_every", "2"]
     assert train_segments.main([*words, "--steps", "2"]) == 0

@@ -31,7 +31,7 @@ from revisionllm.files import write_json
 if TYPE_CHECKING:
     from revisionllm.model.clip import ClipFeatures
 
-SCHEMA = 1
+SCHEMA = 2  # 1: times counted from the first picture, not from the container's start
 # Batches of frames that may wait for the encoder.
 DECODE_AHEAD_BATCHES = 2
 FINGERPRINT_BYTES = 2**20

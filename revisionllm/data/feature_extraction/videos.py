@@ -18,7 +18,11 @@ from pathlib import Path
 
 from revisionllm.errors import EXIT_BAD_INPUT, UserError
 
-VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm", ".wmv")
+# Files named so are taken for videos: a damaged one is a failure, not something else.
+VIDEO_SUFFIXES = (
+    *(".3gp", ".asf", ".avi", ".f4v", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"),
+    *(".mpg", ".mts", ".mxf", ".ogv", ".rm", ".ts", ".vob", ".webm", ".wmv"),
+)
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,7 @@ def output_paths(videos: Sequence[str | Path], folder: Path) -> dict[Path, Path]
     files: list[Path] = []
     for video in map(Path, videos):
         if video.is_dir():
-            found = sorted(p for p in video.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
-            if not found:
-                raise UserError(f"no video files in folder {video}")
-            files += found
+            files += videos_in(video)
         else:
             files.append(video)
     outputs: dict[Path, Path] = {}
@@ -97,6 +98,30 @@ def output_paths(videos: Sequence[str | Path], folder: Path) -> dict[Path, Path]
             )
         outputs[out_path] = file
     return outputs
+
+
+def videos_in(folder: Path) -> list[Path]:
+    """The files of a folder that are videos by name or that FFmpeg opens as videos, sorted.
+
+    What is left out is listed on stderr.
+
+    Raises:
+        UserError: none.
+    """
+    from revisionllm.data.video_file import is_film
+
+    try:
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+    except OSError as error:
+        raise UserError(f"cannot read folder {folder}: {error.strerror}") from error
+    found = [p for p in files if p.suffix.lower() in VIDEO_SUFFIXES or is_film(p)]
+    left_out = [path.name for path in files if path not in set(found)]
+    if left_out:
+        more = f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
+        print(f"{folder}: no videos: {', '.join(left_out[:10])}{more}", file=sys.stderr)
+    if not found:
+        raise UserError(f"no video files in folder {folder}")
+    return found
 
 
 def _outcomes(

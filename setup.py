@@ -1,5 +1,6 @@
 """Packaging. `pip install -e .` installs the package and the `revisionllm` command."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -11,9 +12,13 @@ REQUIREMENTS = [
     if line.strip() and not line.startswith("#")
 ]
 
+VERSION = re.search(
+    r'__version__ = "(.+)"', (HERE / "revisionllm" / "__init__.py").read_text(encoding="utf-8")
+)[1]
+
 setup(
     name="revisionllm",
-    version="0.1.0",
+    version=VERSION,
     description="Find when an event happens in an hour-long video, from one sentence.",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

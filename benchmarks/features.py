@@ -11,7 +11,6 @@ must be decoded whole: its rate and its bounded cache are stated.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import numpy as np
 from revisionllm.data.feature_store import FeatureStore, LmdbStore, open_features
 from revisionllm.data.feature_writers import write_features
 from revisionllm.grounding.windows import frame_feature_indices
+from revisionllm.options import Parser
 
 FEATURE_FPS, NUM_FEATURES, WIDTH = 5.0, 36_000, 768
 WINDOW_S, FRAMES = 125.0, 250
@@ -153,7 +153,7 @@ def state_lmdb(path: Path, names: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run it; exit code 1 if a target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--films", type=int, default=1000, help="names (default: %(default)s)")
     parser.add_argument(
         "--windows", type=int, default=1000, help="timed reads (default: %(default)s)"

@@ -44,6 +44,7 @@ from revisionllm.grounding.windows import Window, dense_windows, frame_feature_i
 from revisionllm.model.base import load_tokenizer
 from revisionllm.model.config import AdapterConfig, RunConfig
 from revisionllm.model.llama import GroundingModel, build_adapter
+from revisionllm.options import Parser
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "tests" / "assets" / "model" / "ckpt_base"
 # hidden, layers, heads, intermediate, vocabulary
@@ -358,7 +359,7 @@ def run_full(args: argparse.Namespace, film: Film, dense: dict) -> dict:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--shape", choices=SHAPES, default="small", help="of the LLM (%(default)s)")
     add("--device", default="cpu", help="cpu or cuda (%(default)s)")

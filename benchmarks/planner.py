@@ -30,6 +30,7 @@ from revisionllm.eval.metrics import iou_table, paired_difference
 from revisionllm.eval.plans import DEFAULT_KEEP, film_plans
 from revisionllm.grounding.cost import VICUNA_7B, ModelShape, choose_plan, count_plan
 from revisionllm.model.config import RunConfig
+from revisionllm.options import Parser
 
 FIRST_SEED = 3000  # no film of training, validation, quickstart or README has it
 QUERY_COUNTS = (1, 20, 200)
@@ -250,7 +251,7 @@ def run_count(args: argparse.Namespace) -> dict:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("what", choices=("accuracy", "length", "count"), help="which comparison")
     add("--checkpoint", default="checkpoints/demo/dense", help="dense run (%(default)s)")

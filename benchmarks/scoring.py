@@ -10,7 +10,6 @@ Target: 20 s and 2 GB on 2 cores.
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import subprocess
@@ -22,6 +21,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+
+from revisionllm.options import Parser
 
 NUM_QUERIES, NUM_PREDICTIONS, NUM_FILMS = 72_044, 50, 112  # MAD test
 MAX_SECONDS, MAX_GIGABYTES = 20.0, 2.0
@@ -90,7 +91,7 @@ def naive_recall(path: Path) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> int:
     """Print time, memory and agreement with the naive reference; 1 if a limit is exceeded."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--queries", type=int, default=NUM_QUERIES)
     parser.add_argument("--predictions", type=int, default=NUM_PREDICTIONS)
     args = parser.parse_args(argv)

@@ -11,7 +11,6 @@ losses of every question are compared as well. Target: at least 4 times.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -25,6 +24,7 @@ from revisionllm.constants import IGNORE_INDEX, VIDEO_TOKEN_ID
 from revisionllm.model.config import AdapterConfig, RunConfig
 from revisionllm.model.llama import GroundingModel, build_adapter
 from revisionllm.model.lora import new_lora
+from revisionllm.options import Parser
 from revisionllm.train.losses import QuestionLosses
 
 FRAMES, FEATURE_DIM = 250, 768  # MAD
@@ -101,7 +101,7 @@ def step(model: QuestionLosses, batch: dict, rows: int | None) -> tuple[torch.Te
 
 def main(argv: list[str] | None = None) -> int:
     """Returns 0 if packing is fast enough and changes no loss."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--questions", type=int, default=10, help="about one window (10)")
     parser.add_argument("--layers", type=int, default=12, help="of the LLaMA (12: 109 M)")
     parser.add_argument("--rounds", type=int, default=3, help="the best one counts (3)")

@@ -11,6 +11,7 @@ import importlib
 import sys
 
 from revisionllm.errors import run_entry_point
+from revisionllm.options import OutOfRange, Parser
 
 # verb -> (module with add_arguments(parser) and run(args) -> exit code, one line of help)
 VERBS = {
@@ -25,7 +26,7 @@ VERBS = {
 
 def build_parser(only_verb: str | None = None) -> argparse.ArgumentParser:
     """Build the parser with the arguments of `only_verb` alone, so that others cost nothing."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="revisionllm", description="Find when an event happens in an hour-long video."
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -42,7 +43,10 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of the console script. Returns the exit code (2: bad input)."""
     argv = sys.argv[1:] if argv is None else argv
     verb = next((word for word in argv if not word.startswith("-")), None)
-    args = build_parser(only_verb=verb).parse_args(argv)
+    try:
+        args = build_parser(only_verb=verb).parse_args(argv)
+    except OutOfRange as error:
+        return error.code
     return run_entry_point(lambda: args.run(args), f"revisionllm {args.verb}")
 
 

@@ -1,13 +1,17 @@
-"""Errors a user can mend, and how entry points turn them into one line and exit code 2."""
+"""Errors a user can mend, and how entry points turn them into one line and an exit code."""
 
 from __future__ import annotations
 
 import errno
+import signal
 import sys
+import threading
 from collections.abc import Callable
+from typing import NoReturn
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 
 class UserError(Exception):
@@ -15,6 +19,10 @@ class UserError(Exception):
 
     Entry points print it as one line on stderr and exit with code 2; it never carries a traceback.
     """
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; raised in the main thread, so that what is open is closed in order."""
 
 
 def run_entry_point(main: Callable[[], int], program: str) -> int:
@@ -25,23 +33,58 @@ def run_entry_point(main: Callable[[], int], program: str) -> int:
         program: name to print in front of the message.
 
     Returns:
-        What ``main`` returned; 2 for a `UserError` or a full disk; 130 when interrupted.
+        What ``main`` returned; 2 for a `UserError` or a place that cannot be used; 130 when
+        interrupted; 143 when terminated.
     """
-    try:
-        return main()
-    except UserError as error:
-        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except BrokenPipeError:  # the reader of our stdout went away (`| head`): not our failure
-        sys.stderr.close()
-        return 0
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        place = f": {error.filename}" if error.filename else ""
-        message = f"disk full{place}; free some space and run the same command again"
-        print(f"{program}: error: {message}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted; run the same command again to resume", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    _prepare_streams()
+    with _TerminatedRaised():
+        try:
+            return main()
+        except UserError as error:
+            return _refuse(program, str(error))
+        except BrokenPipeError:  # the reader of our stdout went away (`| head`): not our failure
+            sys.stderr.close()
+            return 0
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                place = f": {error.filename}" if error.filename else ""
+                return _refuse(
+                    program, f"disk full{place}; free some space and run the same command again"
+                )
+            if error.filename is None:
+                raise
+            return _refuse(program, f"cannot use {error.filename}: {error.strerror}")
+        except KeyboardInterrupt:
+            print(f"{program}: interrupted; run the same command again to resume", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        except Terminated:
+            print(f"{program}: terminated; run the same command again to resume", file=sys.stderr)
+            return EXIT_TERMINATED
+
+
+def _refuse(program: str, message: str) -> int:
+    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_BAD_INPUT
+
+
+def _prepare_streams() -> None:
+    """File names that are not Unicode are shown with backslashes instead of failing to print."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+class _TerminatedRaised:
+    """While it is entered, SIGTERM raises `Terminated` in the main thread."""
+
+    def __enter__(self) -> None:
+        self._before = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._raise)
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    @staticmethod
+    def _raise(*_: object) -> NoReturn:
+        raise Terminated

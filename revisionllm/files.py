@@ -1,45 +1,311 @@
 """Write a file in one step: it is whole or it is not there, and a failure is one line.
 
-The only definition of writing beside and renaming; files that grow line by line (predictions, logs)
-and folders made as a whole keep their own.
+Here alone: writing beside and renaming, what may be replaced, locks. Files that grow line by line
+(predictions, logs) and folders made as a whole keep their own way of writing.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+import shutil
+import socket
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from revisionllm import __version__
 from revisionllm.errors import UserError
+
+MADE_BY = f"revisionllm {__version__}"
+# How files of ours say so: JSON and HDF5 attributes; HTML; PNG; Markdown, tables and film tags.
+_OURS = re.compile(
+    rb'made_by"?: *"?revisionllm|name="generator" content="revisionllm|Software\x00revisionllm'
+    rb'|"format": "revisionllm-'
+)
+_LOOK_BYTES = 2**16
+# .NAME.HOST-PID.tmp; older versions left HOST out
+_TEMPORARY = re.compile(r"\.(?:(?P<host>[^.]*)-)?(?P<pid>\d+)\.tmp")
 
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed onto it when the block ends well.
 
-    The folder is made. When the block raises, the temporary file goes and `path` stays as it was.
+    The folder is made. When the block raises, the temporary file goes and `path` stays as it was;
+    what a killed run of this machine left goes at the next start.
 
     Raises:
         UserError: for any OSError, the block's included (full disk, no permission, a folder of
             that name).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(path)
         try:
             yield temporary
             os.replace(temporary, path)
         except BaseException:  # an interrupt too: nothing half-written stays
             temporary.unlink(missing_ok=True)
             raise
+    except (OSError, UnicodeEncodeError) as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: str | os.PathLike, error: OSError | UnicodeEncodeError) -> UserError:
+    """The one line for a file that cannot be written; to be raised."""
+    if isinstance(error, UnicodeEncodeError):
+        return UserError(f"cannot write {path}: a text in it is not Unicode")
+    # strerror of the number: libraries put the temporary name into their own text
+    reason = os.strerror(error.errno) if error.errno else error
+    return UserError(f"cannot write {path}: {reason}")
+
+
+def temporary_path(path: Path) -> Path:
+    """Where this process writes what will become `path`."""
+    host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:20] or "host"
+    room = 200 - len(host)  # file systems allow 255 bytes
+    return path.with_name(f".{path.name[:room]}.{host}-{os.getpid()}.tmp")
+
+
+def remove_stale(path: Path) -> None:
+    """Remove temporary files and folders of `path` whose process, one of this machine, is gone."""
+    own = _TEMPORARY.search(temporary_path(path).name)
+    prefix = temporary_path(path).name[: own.start()]
+    for entry in path.parent.glob(f"{_glob_escaped(prefix)}.*.tmp"):
+        match = _TEMPORARY.fullmatch(entry.name[len(prefix) :])
+        if match is None or match["host"] not in (None, own["host"]) or _runs(int(match["pid"])):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def _glob_escaped(text: str) -> str:
+    return re.sub(r"([\[\]*?])", r"[\1]", text)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# --- reading JSON ---
+
+MAX_JSON_BYTES = 2**32  # MAD's annotations have 0.2 GB
+
+
+class BadRecord(ValueError):
+    """One record that cannot be used; the message says which field and why."""
+
+
+def _refuse_constant(name: str) -> float:
+    raise BadRecord(f"{name} is not a number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse one JSON text strictly: UTF-8 (a byte order mark is left out), no NaN or Infinity.
+
+    Raises:
+        BadRecord: with the reason, on one line.
+    """
+    try:
+        return _DECODER.decode(data.decode("utf-8-sig"))
+    except BadRecord:
+        raise
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"not UTF-8 text (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise BadRecord(f"not valid JSON ({error.msg} at column {error.colno})") from error
+    except RecursionError as error:
+        raise BadRecord("not valid JSON (nested too deeply)") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise BadRecord(f"not valid JSON ({error})") from error
+
+
+def read_json(path: str | os.PathLike, *, kind: type | None = None, mend: str = "") -> Any:
+    """Read a whole JSON file strictly.
+
+    Args:
+        kind: dict or list, what the document must be; None: anything.
+        mend: what mends a damaged file, for the message.
+
+    Raises:
+        UserError: missing, unreadable, invalid or another kind; names the file and what is wrong.
+    """
+    path = Path(path)
+    data = read_bytes(path)
+    after = f"; {mend}" if mend else ""
+    try:
+        document = parse_json(data)
+    except BadRecord as error:
+        cause = error.__cause__
+        line = f":{cause.lineno}" if isinstance(cause, json.JSONDecodeError) else ""
+        raise UserError(f"{path}{line}: {error}{after}") from error
+    if kind is not None and type(document) is not kind:
+        found = {dict: "an object", list: "a list"}.get(type(document), repr(document)[:40])
+        wanted = {dict: "an object", list: "a list"}[kind]
+        raise UserError(f"{path}: expected {wanted}, got {found}{after}")
+    return document
+
+
+def read_bytes(path: str | os.PathLike, limit: int = MAX_JSON_BYTES) -> bytes:
+    """A whole file.
+
+    Raises:
+        UserError: missing, unreadable or larger than `limit`.
+    """
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > limit:
+                raise UserError(f"{os.fspath(path)} is larger than {limit} bytes")
+            return file.read()
+    except FileNotFoundError as error:
+        raise UserError(f"no such file: {os.fspath(path)}") from error
     except OSError as error:
-        # strerror of the number: libraries put the temporary name into their own text
-        reason = os.strerror(error.errno) if error.errno else error
-        raise UserError(f"cannot write {path}: {reason}") from error
+        raise UserError(f"cannot read {os.fspath(path)}: {error.strerror}") from error
+    except ValueError as error:  # a zero byte in the name
+        raise UserError(f"not a file name: {os.fspath(path)!r}") from error
+
+
+# --- what may be replaced ---
+
+
+def claim_output(
+    path: str | os.PathLike,
+    *,
+    inputs: Iterable[str | os.PathLike | None] = (),
+    overwrite: bool = False,
+) -> None:
+    """Refuse an output that is an input, or that would replace what this project did not make.
+
+    Call it before any work.
+
+    Raises:
+        UserError: says which, and what mends it.
+    """
+    path = Path(path)
+    try:
+        for source in inputs:
+            if source is not None and is_same(path, source):
+                raise UserError(f"{path} is read by this command; write to another place")
+        if path.is_dir():
+            raise UserError(f"cannot write {path}: it is a folder")
+        if path.exists() and not overwrite and not is_ours(path):
+            raise UserError(
+                f"{path} exists and was not made by this project; move it away, choose another"
+                " name, or add --overwrite"
+            )
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    except ValueError as error:  # a zero byte in the name
+        raise UserError(f"not a file name: {os.fspath(path)!r}") from error
+
+
+def claim_outputs(
+    folder: str | os.PathLike,
+    names: Iterable[str],
+    *,
+    mark: str,
+    inputs: Iterable[str | os.PathLike | None] = (),
+    overwrite: bool = False,
+) -> None:
+    """`claim_output` for files written together; `mark` is the one that says whose they all are."""
+    inputs = list(inputs)
+    ours = is_ours(Path(folder) / mark)
+    for name in names:
+        claim_output(Path(folder) / name, inputs=inputs, overwrite=overwrite or ours)
+
+
+def is_same(path: str | os.PathLike, other: str | os.PathLike) -> bool:
+    """Whether two paths are one file or folder, by any name."""
+    try:
+        return os.path.samefile(path, other)
+    except (OSError, ValueError):
+        return os.path.realpath(path) == os.path.realpath(other)
+
+
+def write_noted(path: str | os.PathLike, text: str) -> None:
+    """Write a file whose format cannot say what made it, and a note beside it that does."""
+    write_text(path, text)
+    note = {"made_by": MADE_BY, "sha256": hashlib.sha256(text.encode("utf-8")).hexdigest()}
+    write_json(_note_of(Path(path)), note)
+
+
+def _note_of(path: Path) -> Path:
+    return path.with_name(path.name + ".made_by.json")
+
+
+def is_ours(path: str | os.PathLike) -> bool:
+    """Whether a file, or the note beside it, says that this project made it; or it is empty."""
+    path = Path(path)
+    try:
+        if _note_of(path).is_file() and is_ours(_note_of(path)):
+            noted = parse_json(_note_of(path).read_bytes()).get("sha256")
+            return noted == hashlib.sha256(path.read_bytes()).hexdigest()
+        with open(path, "rb") as file:
+            head = file.read(_LOOK_BYTES)
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LOOK_BYTES))
+            return not head or _OURS.search(head + file.read(_LOOK_BYTES)) is not None
+    except (OSError, BadRecord, AttributeError):
+        return False
+
+
+# --- one at a time ---
+
+
+@contextmanager
+def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
+    """Hold a lock file while the block runs, so that no other process does the same.
+
+    Args:
+        path: the lock file; it is made and stays.
+        what: what one process alone may do, for the message.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")  # noqa: SIM115
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    with file:
+        lock_file(file, what)
+        yield
+
+
+def lock_file(file: Any, what: str) -> None:
+    """Lock an open file until it is closed.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"another process {what}; run this again when it is done") from error
+    except OSError as error:
+        raise UserError(f"cannot lock {file.name}: {error.strerror}") from error
+
+
+# --- writing ---
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
@@ -50,7 +316,8 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write `text` as UTF-8, its line ends as they are, in one step; see `replacing`."""
-    write_bytes(path, text.encode("utf-8"))
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8"))
 
 
 def write_json(path: str | os.PathLike, value: Any, indent: int = 2) -> None:

@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+from revisionllm.files import claim_output
 from revisionllm.grounder import (
     DEFAULT_CHECKPOINT,
     DEFAULT_KEEP,
@@ -25,9 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     parser.add_argument("video", type=Path, help="any video file")
     parser.add_argument("sentences", nargs="+", metavar="sentence", help="what to look for")
-    parser.add_argument("--top-k", type=_positive, default=5, help="moments per sentence (5)")
+    parser.add_argument("--top-k", type=int, default=5, help="moments per sentence (5)")
     parser.add_argument("--json", action="store_true", help="one JSON object per sentence")
     parser.add_argument("--view", type=Path, metavar="HTML", help="also write a page that shows it")
+    parser.add_argument("--overwrite", action="store_true", help="replace what HTML names")
     parser.add_argument(
         "--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="run folder (the demo's)"
     )
@@ -64,20 +66,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
-    return number
-
-
 def run(args: argparse.Namespace) -> int:
-    """Do it. Returns the exit code."""
+    """Run the command. Returns the exit code."""
     from revisionllm.data.video import probe
     from revisionllm.grounder import Grounder
     from revisionllm.grounding.windows import dense_windows
 
     check_sentences(args.sentences)
+    if args.view:
+        claim_output(args.view, inputs=[args.video], overwrite=args.overwrite)
     probe(args.video)  # a bad file is told before the model is loaded
     grounder = Grounder.from_checkpoint(args.checkpoint, long_runs=args.long, device=args.device)
     grounder.clip.encode_texts(args.sentences)  # and so is a sentence that is too long
@@ -122,7 +119,7 @@ def as_text(prediction, num_windows: int) -> str:
     for rank, moment in enumerate(prediction.moments, 1):
         span = f"{clock(moment.start_s)} - {clock(moment.end_s)}"
         lines.append(f"  {rank}. {span}  score {moment.score:.2f}")
-    return "\n".join([*lines[:1], *lines[1:], f"  ({visited})"])
+    return "\n".join([*lines, f"  ({visited})"])
 
 
 def clock(time_s: float) -> str:

@@ -16,7 +16,6 @@ Paper: https://arxiv.org/abs/2411.14901, section 3.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -155,8 +154,8 @@ class Grounder:
         Raises:
             UserError: no run folder there, it names no CLIP, or a run of `long_runs` is another's.
         """
-        from revisionllm.grounding import calibration
         from revisionllm.model.clip import load_clip
+        from revisionllm.model.config import read_calibration
         from revisionllm.model.loading import load_model
 
         folder = Path(checkpoint)
@@ -170,8 +169,7 @@ class Grounder:
             raise UserError(
                 f"{folder}/config.json names no CLIP; set its entry clip to the CLIP's folder"
             )
-        stored = folder / "calibration.json"
-        fitted = calibration.from_dict(json.loads(stored.read_text())) if stored.is_file() else None
+        fitted = read_calibration(folder)
         clip = load_clip(model.config.clip, device=device)
         long_models = [load_model(run, device=device) for run in long_runs]
         return cls(model, clip, run=folder.name, calibration=fitted, long_models=long_models)

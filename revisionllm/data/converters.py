@@ -20,7 +20,7 @@ from revisionllm.data.annotations import (
     training_record,
 )
 from revisionllm.errors import UserError
-from revisionllm.files import write_text
+from revisionllm.files import MADE_BY, claim_output, read_json, write_noted, write_text
 
 
 def add_converter_arguments(
@@ -38,6 +38,9 @@ def add_converter_arguments(
         "--skip_bad",
         action="store_true",
         help="leave out bad records, each of them listed, instead of stopping",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a file that this project did not make"
     )
 
 
@@ -58,6 +61,7 @@ def read_good(path: Path, *, skip_bad: bool) -> list[Annotation]:
 
 def convert_training(args: argparse.Namespace, source: str) -> int:
     """Dataset annotations to the training JSON; returns the exit code."""
+    claim_output(args.out, inputs=[args.annotations], overwrite=args.overwrite)
     annotations = read_good(args.annotations, skip_bad=args.skip_bad)
     _write(args.out, [training_record(annotation, source) for annotation in annotations])
     _tell(args.out, annotations)
@@ -66,6 +70,7 @@ def convert_training(args: argparse.Namespace, source: str) -> int:
 
 def convert_evaluation(args: argparse.Namespace) -> int:
     """Dataset annotations to the evaluation JSON, queries of the listed videos alone."""
+    claim_output(args.out, inputs=[args.annotations, args.videos], overwrite=args.overwrite)
     annotations = read_good(args.annotations, skip_bad=args.skip_bad)
     listed = read_video_list(args.videos)
     chosen = [annotation for annotation in annotations if annotation.video_id in listed]
@@ -93,28 +98,27 @@ def read_video_list(path: Path) -> set[str]:
     Raises:
         UserError: missing or something else.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not path.is_file():
         raise UserError(
             f"list of videos not found: {path}; data/README.md says where it comes from"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+        )
+    document = read_json(path)
     if not isinstance(document, (list, dict)) or not all(isinstance(v, str) for v in document):
         raise UserError(f"{path} must be a list of video ids, or an object with them as keys")
     return set(document)
 
 
 def _write(path: Path, document: Any) -> None:
-    """Write JSON in one step, one item a line."""
+    """Write JSON, one item a line; a list's first item, or a note beside the file, says who did."""
     if isinstance(document, list):
+        document = [{**document[0], "made_by": MADE_BY}, *document[1:]]
         opening, closing = "[]"
         items = [json.dumps(item) for item in document]
     else:
         opening, closing = "{}"
         items = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in document.items()]
-    write_text(path, f"{opening}\n" + ",\n".join(items) + f"\n{closing}\n")
+    write = write_text if isinstance(document, list) else write_noted
+    write(path, f"{opening}\n" + ",\n".join(items) + f"\n{closing}\n")
 
 
 def _tell(path: Path, annotations: list[Annotation]) -> None:

@@ -8,7 +8,6 @@ workers as their path. Writers: `feature_writers.py`. MAD: https://github.com/So
 
 from __future__ import annotations
 
-import json
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -16,14 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from revisionllm.data.lmdb_records import DEFAULT_CACHE_BYTES, LmdbRecords, pick_array
+from revisionllm.data.lmdb_records import (
+    DEFAULT_CACHE_BYTES,
+    MAX_INFLATION,
+    SMALL_BYTES,
+    LmdbRecords,
+    pick_array,
+)
 from revisionllm.errors import UserError
+from revisionllm.files import BadRecord, parse_json, read_json
+from revisionllm.options import RANGES
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 # Names of the frame array in records of the wild, in the order they are looked for.
 FRAME_ARRAYS = ("features", "memory_global")
 # Rows of HDF5 further apart than this are read as two slices instead of one.
 MAX_GAP_ROWS = 64
+ROWS_PER_READ = 4096  # when all rows are checked
+RATES = RANGES["feature_fps"]
 
 Rows = slice | np.ndarray | list[int] | None
 
@@ -47,8 +56,39 @@ class FeatureStore(ABC):
         """Rows of one record; `rows` is a slice or a checked int64 array."""
 
     def metadata(self, key: str) -> dict[str, Any]:
-        """What the extraction recorded about this record (rate, CLIP, length); {} if nothing."""
+        """What the extraction recorded about this record (rate, CLIP, length); {} if nothing.
+
+        Raises:
+            UserError: it cannot be read, or its rate or length is none.
+        """
+        about = self._metadata(key)
+        if not isinstance(about, dict):
+            raise self._corrupt(key, "its description is no JSON object")
+        fps, num_frames = about.get("feature_fps", 1.0), about.get("num_frames", 1)
+        if type(fps) not in (int, float) or RATES.problem(fps):
+            raise self._corrupt(key, f"its description says feature_fps {str(fps)[:20]}")
+        if type(num_frames) is not int or num_frames < 0:
+            raise self._corrupt(key, f"its description says num_frames {str(num_frames)[:20]}")
+        return about
+
+    def _metadata(self, key: str) -> Any:
+        """The parsed description of one record."""
         return {}
+
+    def bad_rows(self, key: str) -> str | None:
+        """Read every row; says which cannot be used, None if all can. Raises UserError."""
+        num_frames = self.num_frames(key)
+        if num_frames == 0:
+            return "no rows"
+        stated = self.metadata(key).get("num_frames", num_frames)
+        if stated != num_frames:
+            return f"{num_frames} rows, its description says {stated}"
+        for start in range(0, num_frames, ROWS_PER_READ):
+            rows = np.asarray(self._read_rows(key, slice(start, start + ROWS_PER_READ)))
+            bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+            if bad.size:
+                return f"row {start + bad[0]} is not finite"
+        return None
 
     def num_frames(self, key: str) -> int:
         """T of one record."""
@@ -70,7 +110,13 @@ class FeatureStore(ABC):
         elif not isinstance(rows, slice):
             rows = np.asarray(rows, dtype=np.int64)
             self._check_rows(key, rows)
-        return np.asarray(self._read_rows(key, rows), dtype=np.float32)
+        found = np.asarray(self._read_rows(key, rows), dtype=np.float32)
+        if not np.isfinite(found).all():
+            raise UserError(
+                f"features of {key!r} in {self.path} hold values that are not finite; `revisionllm"
+                f" features verify {self.path}` says which, extract them again"
+            )
+        return found
 
     def _check_rows(self, key: str, rows: np.ndarray) -> None:
         num_frames = self.num_frames(key)
@@ -98,9 +144,9 @@ class NpyFolderStore(FeatureStore):
     def shape(self, key: str) -> tuple[int, int]:
         return self._map(key).shape
 
-    def metadata(self, key: str) -> dict[str, Any]:
-        sidecar = self.path / f"{key}.json"
-        return json.loads(sidecar.read_text()) if sidecar.is_file() else {}
+    def _metadata(self, key: str) -> Any:
+        sidecar = self.path / f"{check_key(key)}.json"
+        return read_json(sidecar) if sidecar.is_file() else {}
 
     def _read_rows(self, key: str, rows: slice | np.ndarray) -> np.ndarray:
         return np.array(self._map(key)[rows], dtype=np.float32)
@@ -113,6 +159,8 @@ class NpyFolderStore(FeatureStore):
             raise self._missing(key) from error
         except (ValueError, EOFError, OSError) as error:
             raise self._corrupt(key, error) from error
+        if not isinstance(array, np.ndarray):
+            raise self._corrupt(key, "an npz archive under the name of a .npy file")
         return _checked(self, key, array)
 
 
@@ -127,19 +175,26 @@ class Hdf5Store(FeatureStore):
         return {"path": self.path, "_file": None, "_pid": None}
 
     def keys(self) -> list[str]:
-        return sorted(self._open())
+        try:
+            return sorted(self._open())
+        except (OSError, RuntimeError, ValueError, UnicodeError) as error:
+            raise UserError(f"cannot read HDF5 file {self.path}: {error}") from error
 
     def shape(self, key: str) -> tuple[int, int]:
         return self._dataset(key).shape
 
-    def metadata(self, key: str) -> dict[str, Any]:
-        return json.loads(self._dataset(key).attrs.get("metadata", "{}"))
+    def _metadata(self, key: str) -> Any:
+        try:
+            text = self._dataset(key).attrs.get("metadata", "{}")
+            return parse_json(text.encode() if isinstance(text, str) else bytes(text))
+        except (BadRecord, OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
+            raise self._corrupt(key, error) from error
 
     def _read_rows(self, key: str, rows: slice | np.ndarray) -> np.ndarray:
         dataset = self._dataset(key)
         try:
             return dataset[rows] if isinstance(rows, slice) else _gather(dataset, rows)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise self._corrupt(key, error) from error
 
     def _dataset(self, key: str):
@@ -147,13 +202,17 @@ class Hdf5Store(FeatureStore):
 
         try:
             item = self._open().get(check_key(key))
-        except (OSError, RuntimeError, KeyError) as error:
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             raise self._corrupt(key, error) from error
         if item is None:
             raise self._missing(key)
         if not isinstance(item, h5py.Dataset):
             raise self._corrupt(key, "a group, not a dataset")
-        return _checked(self, key, item)
+        _checked(self, key, item)
+        if item.nbytes > max(SMALL_BYTES, MAX_INFLATION * item.id.get_storage_size()):
+            held = item.id.get_storage_size()
+            raise self._corrupt(key, f"{held} bytes stand for {item.nbytes}")
+        return item
 
     def _open(self):
         """The file, opened once per process: HDF5 handles do not survive a fork."""
@@ -162,7 +221,7 @@ class Hdf5Store(FeatureStore):
         if self._pid != os.getpid():
             try:
                 self._file, self._pid = h5py.File(self.path, "r", locking=False), os.getpid()
-            except OSError as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 raise UserError(f"cannot read HDF5 file {self.path}: {error}") from error
         return self._file
 
@@ -184,10 +243,10 @@ class LmdbStore(FeatureStore):
             raise self._corrupt(key, f"shape {shape}, not [T, D]")
         return shape
 
-    def metadata(self, key: str) -> dict[str, Any]:
+    def _metadata(self, key: str) -> Any:
         if self._about is None:  # one file for all records
             path = self.path / "metadata.json"
-            self._about = json.loads(path.read_text()) if path.is_file() else {}
+            self._about = read_json(path, kind=dict) if path.is_file() else {}
         return self._about.get(key, {})
 
     def _read_rows(self, key: str, rows: slice | np.ndarray) -> np.ndarray:
@@ -229,9 +288,13 @@ def open_features(
 
 def check_key(key: str) -> str:
     """An id that can be a file name; raises UserError for one that would leave the store."""
-    if not key or key in (".", "..") or "/" in key or "\0" in key:
+    if not key or key in (".", "..") or "/" in key or "\0" in key or not _is_unicode(key):
         raise UserError(f"not an id of a film: {key!r}; it must be a plain name without '/'")
     return key
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _checked(store: FeatureStore, key: str, array):

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from revisionllm.data.feature_store import FeatureStore
 
 DEFAULT_FEATURE_FPS = 5.0
-ROWS_PER_READ = 4096
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +76,8 @@ def _extract(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
+    import numpy as np
+
     from revisionllm.data.feature_store import open_features
     from revisionllm.data.feature_writers import guess_format, write_features
 
@@ -86,7 +87,13 @@ def _convert(args: argparse.Namespace) -> int:
 
     def records() -> Iterator[tuple[str, np.ndarray, dict]]:
         for key in _with_progress(keys, "convert"):
-            features = source.read(key).astype(args.dtype)
+            with np.errstate(over="ignore"):
+                features = source.read(key).astype(args.dtype)
+            if not np.isfinite(features).all():
+                row = np.flatnonzero(~np.isfinite(features).all(axis=1))[0]
+                raise UserError(
+                    f"row {row} of {key!r} does not fit {args.dtype}; take --dtype float32"
+                )
             about = source.metadata(key)
             yield key, features, {**about, "dtype": args.dtype} if about else {}
 
@@ -124,25 +131,14 @@ def _problem(store: FeatureStore, key: str) -> str | None:
     if _holds_queries(store, key):
         arrays = read_query(store.records, key)
         return None if all(np.isfinite(a).all() for a in arrays) else "not finite"
-    num_frames = store.num_frames(key)
-    if num_frames == 0:
-        return "no rows"
-    stated = store.metadata(key).get("num_frames", num_frames)
-    if stated != num_frames:
-        return f"{num_frames} rows, its description says {stated}"
-    for start in range(0, num_frames, ROWS_PER_READ):
-        rows = store.read(key, slice(start, start + ROWS_PER_READ))
-        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-        if bad.size:
-            return f"row {start + bad[0]} is not finite"
-    return None
+    return store.bad_rows(key)
 
 
 def _holds_queries(store: FeatureStore, key: str) -> bool:
     """Whether this is a record of text features, which only LMDB stores have."""
     from revisionllm.data.feature_store import LmdbStore
 
-    return isinstance(store, LmdbStore) and "token_features" in store.records.read(key)
+    return isinstance(store, LmdbStore) and store.records.holds(key, "token_features")
 
 
 def _info(args: argparse.Namespace) -> int:

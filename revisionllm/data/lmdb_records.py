@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import os
+import struct
+import sys
 import threading
 import weakref
 import zipfile
@@ -21,6 +23,8 @@ import numpy as np
 from revisionllm.errors import UserError
 
 DEFAULT_CACHE_BYTES = 512 * 2**20
+# What is larger than SMALL_BYTES and stored in less than 1 / MAX_INFLATION of that is no features.
+SMALL_BYTES, MAX_INFLATION = 64 * 2**20, 200
 
 
 class LmdbRecords:
@@ -56,8 +60,13 @@ class LmdbRecords:
 
     def keys(self) -> list[str]:
         """All record ids, sorted."""
+        import lmdb
+
         with self._begin() as transaction:
-            return sorted(key.decode() for key in transaction.cursor().iternext(values=False))
+            try:
+                return sorted(key.decode() for key in transaction.cursor().iternext(values=False))
+            except (UnicodeDecodeError, lmdb.Error) as error:
+                raise UserError(f"cannot read LMDB {self.path}: {error}") from error
 
     def shape(self, key: str, names: tuple[str, ...]) -> tuple[int, ...]:
         """Shape of the first array of `names` in the record, from its header alone."""
@@ -65,9 +74,17 @@ class LmdbRecords:
             try:
                 with zipfile.ZipFile(io.BytesIO(self._value(key))) as archive:
                     self._shapes[key] = _member_shape(archive, names)
-            except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
+            except DAMAGED as error:
                 raise self.corrupt(key, error) from error
         return self._shapes[key]
+
+    def holds(self, key: str, name: str) -> bool:
+        """Whether a record has an array of this name. Raises UserError as `read` does."""
+        try:
+            with zipfile.ZipFile(io.BytesIO(self._value(key))) as archive:
+                return f"{name}.npy" in archive.namelist()
+        except DAMAGED as error:
+            raise self.corrupt(key, error) from error
 
     def read(self, key: str) -> dict[str, np.ndarray]:
         """The arrays of one record; do not write into them.
@@ -80,10 +97,12 @@ class LmdbRecords:
                 self._cache.move_to_end(key)
                 return self._cache[key]
         try:
-            with np.load(io.BytesIO(self._value(key)), allow_pickle=False) as archive:
+            value = self._value(key)
+            _refuse_bomb(value)
+            with np.load(io.BytesIO(value), allow_pickle=False) as archive:
                 # Old writers passed allow_pickle to np.savez, which stored it as an array.
                 arrays = {name: archive[name] for name in archive.files if name != "allow_pickle"}
-        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError) as error:
+        except DAMAGED as error:
             raise self.corrupt(key, error) from error
         self._keep(key, arrays)
         return arrays
@@ -106,8 +125,10 @@ class LmdbRecords:
         try:
             with self._begin() as transaction:
                 value = transaction.get(key.encode())
-        except lmdb.BadValsizeError:  # an empty or overlong id cannot be in there
+        except (lmdb.BadValsizeError, UnicodeEncodeError):  # such an id cannot be in there
             value = None
+        except lmdb.Error as error:
+            raise UserError(f"cannot read LMDB {self.path}: {error}") from error
         if value is None:
             raise UserError(f"no record {key!r} in {self.path}; extract or copy it there")
         return value
@@ -122,7 +143,7 @@ class LmdbRecords:
                 self._environment = _environment(self.path)
                 self._pid = os.getpid()
             return self._environment.begin()
-        except lmdb.Error as error:
+        except (lmdb.Error, OSError) as error:
             raise UserError(f"cannot read LMDB {self.path}: {error}") from error
 
     def corrupt(self, key: str, reason: object) -> UserError:
@@ -146,12 +167,33 @@ def read_query(records: LmdbRecords, query_id: str) -> tuple[np.ndarray, np.ndar
             f"record {query_id!r} in {records.path} holds {sorted(arrays)}, not token_features and"
             " cls_features; extract the text features again"
         )
-    return tokens.astype(np.float32), sentence.reshape(-1).astype(np.float32)
+    if tokens.ndim != 2 or tokens.dtype.kind != "f" or sentence.dtype.kind != "f":
+        shape = f"{tokens.dtype} {tokens.shape}"
+        raise records.corrupt(query_id, f"token_features {shape}, not floats [L, D]")
+    found = tokens.astype(np.float32), sentence.reshape(-1).astype(np.float32)
+    if not all(np.isfinite(array).all() for array in found):
+        raise records.corrupt(query_id, "it is not finite")
+    return found
 
 
 def pick_array(arrays: dict[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray | None:
     """The first of `names` that is there."""
     return next((arrays[name] for name in names if name in arrays), None)
+
+
+# What zipfile, zlib and NumPy raise on damaged records (MemoryError: a header states terabytes)
+DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError, TypeError),
+    *(NotImplementedError, RuntimeError, OverflowError, MemoryError, SyntaxError, struct.error),
+)
+
+
+def _refuse_bomb(value: bytes) -> None:
+    """Raises ValueError for an npz that would grow to far more than it is."""
+    with zipfile.ZipFile(io.BytesIO(value)) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > max(SMALL_BYTES, MAX_INFLATION * len(value)):
+        raise ValueError(f"{len(value)} bytes stand for {size}")
 
 
 def _member_shape(archive: zipfile.ZipFile, names: tuple[str, ...]) -> tuple[int, ...]:
@@ -177,12 +219,45 @@ def _environment(path: Path):
         return _open_or_share(path)
 
 
+def _check_length(path: Path) -> None:
+    """Refuse a file that is shorter than its own header says: reading it would end the process.
+
+    The header: http://www.lmdb.tech/doc/ (MDB_meta in mdb.c), two copies, the newer one counts.
+
+    Raises:
+        UserError: cut, or no LMDB.
+    """
+    file = path / "data.mdb" if path.is_dir() else path
+    size = os.path.getsize(file)
+    with open(file, "rb") as data:
+        first = _read_header(data.read(160))
+        if first is None:
+            raise UserError(f"{file} is no LMDB file; extract or copy it again")
+        data.seek(first[1])
+        second = _read_header(data.read(160)) or first
+    _, page_bytes, last_page = max(first, second)
+    if size < (last_page + 1) * page_bytes:
+        raise UserError(
+            f"{file} has {size} of {(last_page + 1) * page_bytes} bytes: it was cut; copy it again"
+        )
+
+
+def _read_header(head: bytes) -> tuple[int, int, int] | None:
+    """(transaction, bytes of a page, last page); None if it is no header."""
+    if len(head) < 152 or int.from_bytes(head[16:20], sys.byteorder) != 0xBEEFC0DE:
+        return None
+    page_bytes = int.from_bytes(head[40:44], sys.byteorder)
+    last_page, transaction = (int.from_bytes(head[i : i + 8], sys.byteorder) for i in (136, 144))
+    return (transaction, page_bytes, last_page) if 256 <= page_bytes <= 2**16 else None
+
+
 def _open_or_share(path: Path):
     import lmdb
 
     key = (os.path.realpath(path), os.getpid())
     environment = _open_environments.get(key)
     if environment is None:
+        _check_length(path)
         for (name, pid), inherited in list(_open_environments.items()):
             if name == key[0] and pid != key[1]:  # a fork's copy: unusable here, and in the way
                 inherited.close()

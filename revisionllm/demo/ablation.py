@@ -21,12 +21,13 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
 from revisionllm.errors import UserError, run_entry_point
 from revisionllm.files import write_json, write_text
 from revisionllm.grounder import DEFAULT_CHECKPOINT
+from revisionllm.options import Parser
 
 TABLES = ("ingredients", "length", "order", "confidence", "sampling", "errors", "windows")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="which (all)")
     add("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="dense run (%(default)s)")

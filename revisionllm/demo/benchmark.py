@@ -23,6 +23,7 @@ import numpy as np
 from revisionllm.errors import run_entry_point
 from revisionllm.files import write_json
 from revisionllm.grounder import DEFAULT_CHECKPOINT, DEFAULT_KEEP, long_runs_beside
+from revisionllm.options import Parser
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7)
 VAL_SEED, TEST_SEED = 500, 2000  # no training or quickstart film has these
@@ -246,7 +247,7 @@ def benchmark(args: argparse.Namespace) -> dict:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--out", type=Path, default=Path("out/benchmark"), help="films, features, results")
     add("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="run folder to judge")

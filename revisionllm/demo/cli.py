@@ -12,7 +12,11 @@ import sys
 import time
 from pathlib import Path
 
+from revisionllm.files import MADE_BY, claim_output
 from revisionllm.grounder import DEFAULT_CHECKPOINT, SEARCHES, long_runs_beside
+
+FILES = ("film.mp4", "predictions.jsonl", "view.html", "timeline.png")
+MARK_SUFFIX = ".plan.txt"  # of the file beside the film that says which film it is
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it. Returns the exit code."""
+    """Run the command. Returns the exit code."""
     from revisionllm.demo.films import film_sentences
     from revisionllm.demo.world import plan_film
     from revisionllm.errors import UserError
@@ -57,6 +61,9 @@ def run(args: argparse.Namespace) -> int:
         sentences = film_sentences(plan, args.present, args.absent)
     except ValueError as error:
         raise UserError(f"cannot make the film: {error}; choose more --minutes") from error
+    mark = (args.out / "film.mp4").with_suffix(MARK_SUFFIX)
+    for name in FILES:
+        claim_output(args.out / name, overwrite=mark.is_file())
     args.out.mkdir(parents=True, exist_ok=True)
     film_path = render(plan, args.out / "film.mp4")
     long_runs = args.long
@@ -76,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     about = {"duration_s": film.duration_s, "predictions": predictions, "num_windows": num_windows}
     write_view(args.out / "view.html", video_path=film_path, title="ReVisionLLM demo", **about)
     write_timeline(args.out / "timeline.png", title="ReVisionLLM demo", **about)
-    print(f"\nwrote {args.out}/: film.mp4 predictions.jsonl view.html timeline.png")
+    print(f"\nwrote {args.out}/: {' '.join(FILES)}")
     print(f"{time.perf_counter() - started:.0f} s in all", file=sys.stderr)
     return 0
 
@@ -88,8 +95,8 @@ def render(plan, path: Path) -> Path:
     from revisionllm.demo.render import write_film
     from revisionllm.demo.world import FILM_FPS
 
-    mark = path.with_suffix(".plan.txt")
-    name = f"{plan.film_id} {plan.duration_s:g} s\n"
+    mark = path.with_suffix(MARK_SUFFIX)
+    name = f"{plan.film_id} {plan.duration_s:g} s, made_by: {MADE_BY}\n"
     if path.exists() and mark.exists() and mark.read_text() == name:
         return path
     num_frames = round(plan.duration_s * FILM_FPS)

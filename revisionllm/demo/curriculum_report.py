@@ -17,6 +17,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
 
 from revisionllm.errors import UserError, run_entry_point
 from revisionllm.files import write_text
+from revisionllm.options import Parser
 
 STEPS = (
     *("clip", "base", "data", "stage1_dense", "segments", "stage1_sparse"),
@@ -83,7 +84,7 @@ def weights(folder: Path) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("out/train_demo"), help="what it wrote")
     return parser
 

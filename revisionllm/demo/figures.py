@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from revisionllm.files import replacing
+from revisionllm.files import MADE_BY, replacing
 
 SHOWN = ("R1@0.3", "R1@0.5", "share")
 LONG_LABEL = 32  # letters of a row's name that fit beside a chart of the usual width
@@ -46,5 +46,5 @@ def draw_rows(rows: list[dict], title: str, path: Path) -> None:
         axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names))
     figure.tight_layout()
     with replacing(path) as partial:
-        figure.savefig(partial, dpi=120, format="png", metadata={"Software": None})
+        figure.savefig(partial, dpi=120, format="png", metadata={"Software": MADE_BY})
     pyplot.close(figure)

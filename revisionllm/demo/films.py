@@ -20,6 +20,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
 
 from revisionllm.errors import UserError, run_entry_point
 from revisionllm.files import write_json
+from revisionllm.options import Parser
 
 if TYPE_CHECKING:
     from revisionllm.demo.language import Description
@@ -107,7 +108,7 @@ def write_film_set(
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--out", type=Path, default=Path("data/demo"), help="folder to write; <out>/<split>/...")
     add("--split", choices=("train", "val", "test"), default="test", help="cast and wording (test)")

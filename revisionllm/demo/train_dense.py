@@ -20,10 +20,11 @@ if __package__ in (
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from revisionllm.errors import UserError, run_entry_point
+from revisionllm.options import Parser
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--out", type=Path, default=Path("checkpoints/demo"), help="folder for base/ and dense/")
     add("--clip", type=Path, default=Path("checkpoints/demo/clip"), help="the demo CLIP")
@@ -58,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--lr", type=float, default=1.5e-3, help="peak learning rate")
     add("--warmup", type=int, default=200, help="steps of linear warm-up")
     add("--save_every", type=int, default=250, help="steps between states, checks and run folders")
-    add("--workers", type=int, help="processes that compute features (one per core, at most 8; 0: none)")
+    add("--workers", type=int, help="processes for features (one per core, at most 8; 0: none)")
     add("--device", default="auto", help="auto, cpu, cuda ... (%(default)s)")
     add("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast")
     add("--seed", type=int, default=0)

@@ -24,6 +24,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
 
 from revisionllm.errors import UserError, run_entry_point
 from revisionllm.files import write_json
+from revisionllm.options import Parser
 
 log = logging.getLogger("train_segments")
 
@@ -280,7 +281,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--run", type=Path, default=Path("checkpoints/demo/dense"), help="gives base LLM and CLIP")
     add("--init", type=Path, metavar="RUN", help="go on from the adapter of this run")
@@ -296,7 +297,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--questions", type=int, default=16, help="sentences per window")
     add("--lr", type=float, default=1e-3, help="peak learning rate")
     add("--save_every", type=int, default=250, help="steps between states and run folders")
-    add("--workers", type=int, help="processes that compute features (one per core, at most 8; 0: none)")
+    add("--workers", type=int, help="processes for features (one per core, at most 8; 0: none)")
     add("--device", default="auto", help="auto, cpu, cuda ... (%(default)s)")
     add("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast")
     add("--seed", type=int, default=0)

@@ -22,6 +22,7 @@ if __package__ in (None, ""):  # started by path: put the repository on the impo
 
 
 from revisionllm.errors import UserError, run_entry_point
+from revisionllm.options import Parser
 
 
 def film_plans(num_films: int, minutes: float) -> list[Any]:
@@ -93,7 +94,7 @@ def _settings(args: argparse.Namespace) -> dict[str, str]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--out", type=Path, default=Path("out/train_demo/data"), help="folder to write")
     add("--films", type=int, default=30, help="training films (30)")
@@ -101,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sentences", type=int, default=60, help="sentences per film (60)")
     add("--clip", type=Path, default=Path("out/train_demo/clip"), help="the demo's CLIP")
     add("--cache", type=Path, default=Path("out/demo_features"), help="features of training films")
-    add("--workers", type=int, help="processes that compute features (one per core, at most 8; 0: none)")
+    add("--workers", type=int, help="processes for features (one per core, at most 8; 0: none)")
     return parser
 
 

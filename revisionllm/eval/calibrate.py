@@ -21,7 +21,7 @@ import numpy as np
 from revisionllm.errors import UserError
 from revisionllm.eval.metrics import span_iou
 from revisionllm.eval.predictions import Moment, Prediction, read_predictions
-from revisionllm.files import write_json
+from revisionllm.files import MADE_BY, write_json
 from revisionllm.grounding.calibration import (
     Calibration,
     expected_calibration_error,
@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--kind", choices=("logistic", "isotonic"), default="logistic", help="(%(default)s)")
     add("--parts", nargs="+", default=list(PARTS), help="score parts; isotonic takes one")
     add("--iou", type=float, default=0.5, help="a moment is right from here on (%(default)s)")
+    add("--overwrite", action="store_true", help="replace an existing calibration.json")
     add("--moments", type=int, default=5, help="moments per query to fit on (%(default)s)")
 
 
@@ -120,7 +121,7 @@ def _table(predictions, parts, iou: float, num_moments: int) -> tuple[np.ndarray
 def write_calibration(calibration: Calibration, checkpoint: str | Path) -> Path:
     """Write `<checkpoint>/calibration.json` atomically."""
     path = Path(checkpoint) / "calibration.json"
-    write_json(path, to_dict(calibration))
+    write_json(path, {"made_by": MADE_BY} | to_dict(calibration))
     return path
 
 
@@ -130,6 +131,9 @@ def run(args: argparse.Namespace) -> int:
 
     if not Path(args.checkpoint).is_dir():
         raise UserError(f"no run folder at {args.checkpoint}")
+    path = Path(args.checkpoint) / "calibration.json"
+    if path.exists() and not args.overwrite:
+        raise UserError(f"{path} is there already; --overwrite replaces it")
     files, _ = find_predictions(args.predictions)
     predictions = [p for file in files for p in read_predictions(file) if p.status == "ok"]
     settings = {"kind": args.kind, "parts": args.parts, "iou": args.iou}

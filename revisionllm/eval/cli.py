@@ -12,12 +12,12 @@ import importlib
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revisionllm.errors import UserError
-from revisionllm.files import write_bytes, write_json, write_text
+from revisionllm.files import MADE_BY, claim_outputs, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     from revisionllm.eval.scoring import Scored
@@ -27,6 +27,8 @@ MODULES = {
     "run": ("revisionllm.eval.run", "search films for all queries of an annotation file"),
     "calibrate": ("revisionllm.eval.calibrate", "fit confidence on validation predictions"),
 }
+SCORE_FILES = ("report.json", "metrics.csv", "recall.png", "reliability.png")
+REPORT_FILES = ("report.html", "report.md", "recall.png", "reliability.png")
 STAGES = ("search", "dense")  # where a run folder keeps predictions to score, in this order
 
 
@@ -69,6 +71,9 @@ def _common(parser: argparse.ArgumentParser) -> None:
         help="bootstrap resamples; 0: no intervals (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the resamples (%(default)s)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files that this project did not make"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -127,6 +132,8 @@ def run_score(args: argparse.Namespace) -> int:
     """`revisionllm eval score`."""
     from revisionllm.eval.tables import score_text
 
+    if args.output:
+        _claim(args, SCORE_FILES, [args.predictions])
     scored = load(args.predictions, args, args.pred_format)
     for line in scored.accounting.lines():
         print(line, file=sys.stderr)
@@ -143,7 +150,11 @@ def _write_score(folder: Path, name: str, scored: Scored) -> None:
     from revisionllm.eval import figures
     from revisionllm.eval.tables import csv_text
 
-    report = plain(scored.report) | {"notes": scored.accounting.lines(most_named=1000)}
+    report = (
+        {"made_by": MADE_BY}
+        | plain(scored.report)
+        | {"notes": scored.accounting.lines(most_named=1000)}
+    )
     write_json(folder / "report.json", report)
     write_text(folder / "metrics.csv", csv_text(scored.report))
     if len(scored.ious):
@@ -159,6 +170,8 @@ def run_report(args: argparse.Namespace) -> int:
     """`revisionllm eval report`."""
     from revisionllm.eval import comparison, html_report
 
+    pictures = [f"query-{number}.png" for number in range(1, len(args.queries) + 1)]
+    _claim(args, (*REPORT_FILES, *pictures), args.runs)
     runs = {name: load(path, args) for name, path in zip(_names(args), args.runs, strict=True)}
     if not all(len(scored.ious) for scored in runs.values()):
         raise UserError("no query has an event in its film: nothing to compare")
@@ -179,6 +192,12 @@ def run_report(args: argparse.Namespace) -> int:
     write_text(folder / "report.html", page)
     print(folder / "report.html")
     return 0
+
+
+def _claim(args: argparse.Namespace, names: Sequence[str], runs: Sequence[str]) -> None:
+    """Refuse to replace what others made, or what is read; the first name marks our folders."""
+    sources = [*runs, args.ground_truth, getattr(args, "films", None)]
+    claim_outputs(args.output, names, mark=names[0], inputs=sources, overwrite=args.overwrite)
 
 
 def _names(args: argparse.Namespace) -> list[str]:

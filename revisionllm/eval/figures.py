@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from revisionllm.eval.metrics import hit_table
+from revisionllm.files import MADE_BY
 
 TRUTH_COLOUR = "#2f7d4f"
 RUN_COLOURS = ("#1f5fa8", "#c8553d", "#7a4fa3", "#b8860b", "#4d7c8a")
@@ -205,5 +206,5 @@ def _quiet(axis: Any) -> None:
 
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": MADE_BY})
     return buffer.getvalue()

@@ -17,15 +17,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from revisionllm.errors import UserError
-from revisionllm.files import write_text
+from revisionllm.files import BadRecord, parse_json, read_json, write_text
+
+__all__ = ["BadRecord", "parse_json", "read_json"]  # of files.py; readers find all in one place
 
 MAX_LINE_BYTES = 64 * 2**20  # a longer line is not a record of any format here, whatever it is
 NUMBER_TYPES = frozenset({int, float})  # not bool: True is no number of seconds
 ROW_TYPES = frozenset({list, tuple})
-
-
-class BadRecord(ValueError):
-    """One record that cannot be used; the message says which field and why."""
 
 
 @dataclass(frozen=True)
@@ -39,33 +37,6 @@ class Problem:
     def __str__(self) -> str:
         place = f"{self.path}:{self.line}" if self.line else self.path
         return f"{place}: {self.what}"
-
-
-def _refuse_constant(name: str) -> float:
-    raise BadRecord(f"{name} is not a number")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
-
-
-def parse_json(data: bytes) -> Any:
-    """Parse one JSON text strictly (UTF-8, no NaN or Infinity).
-
-    Raises:
-        BadRecord: with the reason, on one line.
-    """
-    try:
-        return _DECODER.decode(data.decode("utf-8"))
-    except BadRecord:
-        raise
-    except UnicodeDecodeError as error:
-        raise BadRecord(f"not UTF-8 text (byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise BadRecord(f"not valid JSON ({error.msg} at column {error.colno})") from error
-    except RecursionError as error:
-        raise BadRecord("not valid JSON (nested too deeply)") from error
-    except ValueError as error:  # an integer of thousands of digits
-        raise BadRecord(f"not valid JSON ({error})") from error
 
 
 def _open(path: Path) -> BinaryIO:
@@ -101,23 +72,6 @@ def iter_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
             except BadRecord as error:
                 torn = "" if raw.endswith(b"\n") else "; the last line is torn"
                 yield line_number, Problem(str(path), line_number, f"{error}{torn}")
-
-
-def read_json(path: str | Path) -> Any:
-    """Read a whole JSON file strictly.
-
-    Raises:
-        UserError: missing, unreadable or invalid; names the file and what is wrong.
-    """
-    path = Path(path)
-    with _open(path) as file:
-        data = file.read()
-    try:
-        return parse_json(data)
-    except BadRecord as error:
-        cause = error.__cause__
-        line = f":{cause.lineno}" if isinstance(cause, json.JSONDecodeError) else ""
-        raise UserError(f"{path}{line}: {error}") from error
 
 
 def text_field(record: Any, name: str) -> str:

@@ -26,13 +26,14 @@ from revisionllm.eval.prediction_run import (
     predict_all,
     search_options,
 )
+from revisionllm.options import Parser
 
 DEFAULTS = PredictionDefaults(checkpoint="checkpoints/mad_stage2_long_100", stage="long_100")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     add_prediction_arguments(parser, DEFAULTS)
     add = parser.add_argument
     add("--num_segments", type=int, default=100, help="positions per question (%(default)s)")

@@ -27,13 +27,14 @@ from revisionllm.eval.prediction_run import (
     print_scores,
     search_options,
 )
+from revisionllm.options import Parser
 
 DEFAULTS = PredictionDefaults(checkpoint="checkpoints/mad_stage1_dense", stage="dense")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     add_prediction_arguments(parser, DEFAULTS)
     parser.add_argument("--stride_s", type=float, help="between windows; unset: the run's own")
     parser.add_argument(

@@ -21,6 +21,7 @@ import numpy as np
 
 from revisionllm.errors import UserError
 from revisionllm.eval.predictions import PredictionWriter, merge_shards, read_predictions
+from revisionllm.options import Parser
 
 if TYPE_CHECKING:
     from revisionllm.data.annotations import Annotation
@@ -343,19 +344,13 @@ def load_run(args: argparse.Namespace):
 
 def search_options(args: argparse.Namespace) -> dict[str, Any]:
     """Options of `search_many` that the flags set, with the checkpoint's calibration."""
-    import json
+    from revisionllm.model.config import read_calibration
 
-    from revisionllm.grounding import calibration
-
-    stored = Path(args.checkpoint) / "calibration.json"
-    fitted = None
-    if stored.is_file():
-        fitted = calibration.from_dict(json.loads(stored.read_text(encoding="utf-8")))
     return {
         "threshold": args.threshold,
         "top_k": args.top_k,
         "nms_iou": args.nms_iou,
-        "calibration": fitted,
+        "calibration": read_calibration(args.checkpoint),
     }
 
 
@@ -363,6 +358,6 @@ def print_scores(path: Path) -> None:
     """Print the table of `revisionllm eval score` for a predictions file."""
     from revisionllm.eval import cli
 
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     cli.add_arguments(parser)
     cli.run(parser.parse_args(["score", str(path)]))

@@ -20,7 +20,8 @@ from revisionllm.errors import UserError
 from revisionllm.eval import combine, released
 from revisionllm.eval.rankings import Query
 from revisionllm.eval.scoring import Accounting
-from revisionllm.files import write_json, write_text
+from revisionllm.files import MADE_BY, claim_outputs, write_json, write_text
+from revisionllm.options import Parser
 
 HEADER = "====================== Grounding ======================"
 
@@ -39,9 +40,7 @@ class MetricDefaults:
 
 def metric_parser(defaults: MetricDefaults, description: str) -> argparse.ArgumentParser:
     """The flags of the released scripts, and ours."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     paths = "run folder, folder of predictions (ours or released logs) or one of our JSONL files"
     parser.add_argument("--grounding_path", default=defaults.grounding_path, help=f"dense: {paths}")
     parser.add_argument(
@@ -77,6 +76,9 @@ def metric_parser(defaults: MetricDefaults, description: str) -> argparse.Argume
         default=released.RELEASED_FRAMES,
         help="of released logs; the released chapters evaluation used 100",
     )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace metrics.* that this project did not make"
+    )
     parser.add_argument("--output_dir", help="where metrics.json and .csv go (dense predictions)")
     return parser
 
@@ -100,11 +102,18 @@ def run_metrics(args: argparse.Namespace, defaults: MetricDefaults) -> int:
             accounting.notes.append(f"missing shards of {name}: {command} makes them (it resumes)")
         stages.append(stage)
     dense, *retrieval = stages
+    folder = Path(args.output_dir) if args.output_dir else dense.folder
+    claim_outputs(
+        folder,
+        ("metrics.json", "metrics.csv"),
+        mark="metrics.json",
+        inputs=[args.grounding_path, args.retrieval_path, second, args.data_path],
+        overwrite=args.overwrite,
+    )
     score = _released_blocks if args.convention == "released" else _field_blocks
     blocks = score(dense, retrieval, args, defaults.also_without_retrieval, accounting)
     for line in accounting.lines():
         print(line, file=sys.stderr)
-    folder = Path(args.output_dir) if args.output_dir else dense.folder
     _write(folder, blocks, args.convention, accounting)
     return 0
 
@@ -233,7 +242,12 @@ def _print_field(result: combine.FieldResult, path: str, with_retrieval: bool) -
 
 def _write(folder: Path, blocks: list[dict], convention: str, accounting: Accounting) -> None:
     """metrics.json and metrics.csv; with `released` also the old scripts' result_retrieval.txt."""
-    report = {"convention": convention, "blocks": blocks, "counts": accounting.counts()}
+    report = {
+        "made_by": MADE_BY,
+        "convention": convention,
+        "blocks": blocks,
+        "counts": accounting.counts(),
+    }
     write_json(folder / "metrics.json", report)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")

@@ -6,6 +6,7 @@ Platt scaling: Platt 1999, with his smoothed targets. Isotonic: pool adjacent vi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -59,17 +60,50 @@ def from_dict(record: Mapping) -> Calibration:
     """Read what `to_dict` gave.
 
     Raises:
-        ValueError: the kind is unknown, or fields are missing or foreign.
+        ValueError: the kind is unknown, or fields are missing, foreign or of another kind.
     """
     kinds = {"logistic": LogisticCalibration, "isotonic": IsotonicCalibration}
     if record.get("kind") not in kinds:
         raise ValueError(
             f"calibration kind must be one of {sorted(kinds)}, got {record.get('kind')!r}"
         )
+    fields = {name: value for name, value in record.items() if name != "made_by"}
     try:
-        return kinds[record["kind"]](**record)
+        calibration = kinds[record["kind"]](**fields)
     except TypeError as error:
         raise ValueError(f"calibration of kind {record['kind']!r}: {error}") from error
+    _check_fields(calibration)
+    return calibration
+
+
+def _check_fields(calibration: Calibration) -> None:
+    """Raises ValueError for fields that are no calibration's."""
+    if calibration.kind == "logistic":
+        names, lists = calibration.names, [calibration.weights, [calibration.bias]]
+    else:
+        names, lists = [calibration.name], [calibration.knots, calibration.values]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("the names of its parts are not texts")
+    for numbers in lists:
+        if not isinstance(numbers, list) or not all(map(_is_number, numbers)):
+            raise ValueError("it holds something else than finite numbers")
+    if calibration.kind == "logistic":
+        if len(names) != len(lists[0]) or len(set(names)) != len(names):
+            raise ValueError(f"{len(lists[0])} weights for the parts {names}")
+        return
+    knots, values = (np.asarray(numbers, dtype=np.float64) for numbers in lists)
+    rises = len(knots) == len(values) > 0 and (np.diff(knots) >= 0).all()
+    if not rises or (np.diff(values) < 0).any() or values.min() < 0 or values.max() > 1:
+        raise ValueError("its knots and values must rise together, the values from 0 to 1")
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the range of floats
+        return False
 
 
 def fit_logistic(

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from revisionllm.errors import UserError
+from revisionllm.files import claim_output
 
 KINDS = {"annotations": "queries", "predictions": "answers"}
 
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     target = formats.FORMATS.get(args.target_format)
     if target is None or target.write is None:
         raise UserError(f"cannot write {args.target_format!r}; --to takes: {_writable(formats)}")
+    claim_output(args.target, inputs=[args.source, args.annotations], overwrite=True)
     if Path(args.target).exists() and not args.overwrite:
         raise UserError(f"{args.target} exists; --overwrite replaces it")
     queries = formats.read_queries(args.annotations)[0] if args.annotations else []

@@ -6,18 +6,21 @@ frames, questions or time. The values and their meaning are the "Run folder" of 
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from revisionllm.errors import UserError
-from revisionllm.files import write_json
+from revisionllm.files import read_json, write_json
+from revisionllm.grounding.calibration import Calibration, from_dict
+from revisionllm.options import problems
 
 CONFIG_NAME = "config.json"
 ADAPTER_NAME = "adapter.safetensors"
 LORA_NAME = "lora"
+CALIBRATION_NAME = "calibration.json"
+CALIBRATE = "`revisionllm eval calibrate --overwrite` makes it again"
 FORMAT = "revisionllm-run"
 MAX_STEPS_UP = 2  # paths further away than ../../x are stored as absolute ones
 
@@ -131,17 +134,48 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
+        found = _type_problems(self)
+        if found:
+            raise UserError("run config: " + "; ".join(found))
         if isinstance(self.adapter, dict):
             self.adapter = AdapterConfig(**self.adapter)
-        found = self.adapter.problems()
+        found = [f"adapter.{text}" for text in _type_problems(self.adapter)]
+        found += self.adapter.problems()
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 found.append(f"{name} is {getattr(self, name)!r}, not one of {allowed}")
-        for name in ("window_s", "stride_s", "frames_per_window", "feature_fps", "num_segments"):
-            if not getattr(self, name) > 0:
-                found.append(f"{name} must be above 0, is {getattr(self, name)!r}")
+        found += [text.removeprefix("--") for text in problems(asdict(self))]
         if found:
             raise UserError("run config: " + "; ".join(found))
+
+
+def _type_problems(config: Any) -> list[str]:
+    """Fields that hold something else than their default's kind, one phrase each."""
+    found = []
+    for item in fields(config):
+        value, kind = getattr(config, item.name), item.type
+        if kind == "float" and type(value) is int:
+            continue  # 125 for 125.0
+        allowed = _KINDS[kind]
+        if isinstance(value, bool) and bool not in allowed:
+            allowed = ()
+        entries = value if kind == "list[str]" and isinstance(value, list) else []
+        if isinstance(value, allowed) and all(isinstance(entry, str) for entry in entries):
+            continue
+        found.append(f"{item.name} is {str(value)[:40]!r}, not {kind}")
+    return found
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "str | None": (str, type(None)),
+    "float": (float,),
+    "int": (int,),
+    "list[str]": (list,),
+    "dict[str, Any]": (dict,),
+    "dict[str, str]": (dict,),
+    "AdapterConfig": (AdapterConfig, dict),
+}
 
 
 def is_run_folder(folder: Path) -> bool:
@@ -149,7 +183,8 @@ def is_run_folder(folder: Path) -> bool:
     path = Path(folder) / CONFIG_NAME
     if not path.is_file():
         return False
-    return json.loads(path.read_text(encoding="utf-8")).get("format") == FORMAT
+    document = read_json(path, mend="copy or train the run again")
+    return isinstance(document, dict) and document.get("format") == FORMAT
 
 
 def read_config(folder: str | Path) -> RunConfig:
@@ -161,14 +196,17 @@ def read_config(folder: str | Path) -> RunConfig:
     folder = Path(folder).resolve()
     if not is_run_folder(folder):
         raise UserError(f"not a run folder: {folder / CONFIG_NAME} is missing or of another format")
-    values = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    values = read_json(folder / CONFIG_NAME, kind=dict)
     del values["format"]
     unknown = _unknown_keys(values)
     if unknown:
         raise UserError(
             f"{folder / CONFIG_NAME}: unknown keys {unknown}; written by a newer version?"
         )
-    config = RunConfig(**values)
+    try:
+        config = RunConfig(**values)
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG_NAME}: {error}") from error
     return _map_paths(config, lambda path: _absolute(path, folder))
 
 
@@ -180,9 +218,26 @@ def write_config(config: RunConfig, folder: str | Path) -> Path:
     return folder / CONFIG_NAME
 
 
+def read_calibration(folder: str | Path) -> Calibration | None:
+    """The calibration of a run folder (`calibration.json`); None if it has none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = Path(folder) / CALIBRATION_NAME
+    if not path.is_file():
+        return None
+    try:
+        return from_dict(read_json(path, kind=dict, mend=CALIBRATE))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; {CALIBRATE}") from error
+
+
 def _unknown_keys(values: dict[str, Any]) -> list[str]:
     unknown = sorted(set(values) - {f.name for f in fields(RunConfig)})
     adapter = values.get("adapter", {})
+    if not isinstance(adapter, dict):
+        return unknown
     return unknown + [
         f"adapter.{key}" for key in sorted(set(adapter) - {f.name for f in fields(AdapterConfig)})
     ]

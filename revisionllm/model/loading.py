@@ -119,6 +119,7 @@ def describe(source: str | Path, **overrides: Any) -> tuple[RunConfig, AdapterWe
         UserError: not a source, or something is missing beside it.
     """
     path = Path(source).expanduser()
+    overrides = {k: str(v) if isinstance(v, Path) else v for k, v in overrides.items()}
     if not is_run_folder(path):
         if not is_released(path):
             raise UserError(f"no model at {path}: neither a run folder nor a published checkpoint")

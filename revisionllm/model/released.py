@@ -7,7 +7,6 @@ nowhere else. Sources: the formats page of this project, section 1, measured on 
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from revisionllm.errors import UserError
+from revisionllm.files import read_json
 from revisionllm.model.config import (
     ADAPTER_NAME,
     AdapterConfig,
@@ -226,7 +226,9 @@ def _find_base(source: Path, has_lora: bool) -> Path:
         if source.suffix == ".bin":
             raise UserError(f"{source} is a projector only; give base (Vicuna-7B v1.5 folder)")
         return source
-    name = json.loads((source / CONFIG_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    name = read_json(source / CONFIG_FILE, kind=dict).get("base_model_name_or_path")
+    if not isinstance(name, str | None):
+        raise UserError(f"{source / CONFIG_FILE}: base_model_name_or_path is no text")
     for path in (Path(name or ""), source.parent / Path(name or "").name):
         if name and path.is_dir():
             return path.resolve()

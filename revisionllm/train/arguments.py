@@ -7,11 +7,13 @@ reports everything that is contradictory or missing in one message, before anyth
 from __future__ import annotations
 
 import argparse
-from dataclasses import MISSING, dataclass, field, fields, replace
+import math
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from revisionllm.errors import UserError
+from revisionllm.options import Parser, problems
 from revisionllm.train.stages import DATASETS, STAGES, Stage, find_stage
 
 LORA_INITS = ("new", "continue", "merge_then_new")
@@ -167,11 +169,12 @@ class TrainArguments:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line: one flag per field of `TrainArguments`; given flags only are set."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="train",
         description="Train one stage of the curriculum.",
         epilog="Defaults that are not shown come from the stage's row in train/stages.py.",
         argument_default=argparse.SUPPRESS,
+        ranges={},  # `check` reports all problems at once
     )
     groups: dict[str, Any] = {}
     for item in fields(TrainArguments):
@@ -262,22 +265,9 @@ def _contradictions(args: TrainArguments) -> list[str]:
 
 
 def _bad_numbers(args: TrainArguments) -> list[str]:
-    positive = (
-        *("window_s", "frames_per_window", "feature_fps", "segment_stride_s", "num_segments"),
-        *("global_batch_size", "per_device_batch_size", "learning_rate", "lora_rank", "lora_alpha"),
-        *("questions_per_window", "save_steps", "logging_steps", "max_grad_norm"),
-    )
-    found = [
-        f"--{n} must be above 0, is {getattr(args, n)}" for n in positive if getattr(args, n) <= 0
-    ]
-    for name in ("max_steps", "num_workers", "negatives_per_positive", "min_duration_s"):
-        if getattr(args, name) < 0:
-            found.append(f"--{name} must be 0 or more, is {getattr(args, name)}")
-    for name in ("lora_dropout", "warmup_ratio"):
-        if not 0 <= getattr(args, name) < 1:
-            found.append(f"--{name} must be in 0..1, is {getattr(args, name)}")
-    if args.max_steps == 0 and args.epochs <= 0:
-        found.append(f"--epochs must be above 0, is {args.epochs}")
+    found = problems(asdict(args))
+    if any(not math.isfinite(n) for n in (args.window_s, args.feature_fps, args.segment_stride_s)):
+        return found  # the rules below compare these
     if args.stage == "long" and args.segment_stride_s > args.window_s:
         found.append(
             f"--segment_stride_s {args.segment_stride_s:g} leaves gaps between segments of"

@@ -7,7 +7,6 @@ line and stays where it is. On several machines the run folder must be shared.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -15,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from revisionllm.files import write_json
+from revisionllm.errors import UserError
+from revisionllm.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +41,16 @@ def complete(folder: Path, **facts: Any) -> None:
 
 def problem(folder: Path) -> str | None:
     """Why a checkpoint cannot be used; None if it is complete."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not (folder / MANIFEST).is_file():
         return f"no {MANIFEST}: saving was interrupted"
-    except ValueError:
+    try:
+        manifest = read_json(folder / MANIFEST, kind=dict)
+    except UserError:
         return f"{MANIFEST} cannot be read"
-    for name, size in manifest["files"].items():
+    files, facts = manifest.get("files"), manifest.get("facts")
+    if not isinstance(files, dict) or not isinstance(facts, dict):
+        return f"{MANIFEST} names no files"
+    for name, size in files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
@@ -64,8 +67,7 @@ def newest_complete(run: Path) -> Checkpoint | None:
     for step, folder in sorted(found, reverse=True):
         trouble = problem(folder)
         if trouble is None:
-            facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["facts"]
-            return Checkpoint(folder, step, facts)
+            return Checkpoint(folder, step, read_json(folder / MANIFEST)["facts"])
         log.warning("skipped %s, left in place: %s", folder, trouble)
     return None
 

@@ -24,7 +24,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from revisionllm.errors import UserError, run_entry_point
-from revisionllm.files import write_json
+from revisionllm.files import read_json, write_json
 from revisionllm.train.arguments import (
     NO_DEEPSPEED,
     TrainArguments,
@@ -217,7 +217,7 @@ def is_offloaded(args: TrainArguments) -> bool:
     """Does the DeepSpeed config keep parameters in main memory?"""
     if args.deepspeed == NO_DEEPSPEED:
         return False
-    config = json.loads(Path(args.deepspeed).read_text(encoding="utf-8"))
+    config = read_json(args.deepspeed, kind=dict)
     return "offload_param" in config.get("zero_optimization", {})
 
 

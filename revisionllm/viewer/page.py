@@ -19,7 +19,7 @@ from string import Template
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from revisionllm.files import write_text
+from revisionllm.files import MADE_BY, write_text
 from revisionllm.viewer import facts, markup
 from revisionllm.viewer.axis import clock
 from revisionllm.viewer.thumbnails import film_thumbnails
@@ -64,6 +64,7 @@ def write_view(
         )
     script = "\n" + _asset("page.js")
     page = Template(_asset("page.html")).substitute(
+        made_by=MADE_BY,
         policy=_policy(script),
         title=escape(facts.one_line(title)),
         style=_asset("page.css"),

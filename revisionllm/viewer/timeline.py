@@ -12,7 +12,7 @@ import io
 import textwrap
 from typing import TYPE_CHECKING
 
-from revisionllm.files import write_bytes
+from revisionllm.files import MADE_BY, write_bytes
 from revisionllm.viewer import facts
 from revisionllm.viewer.axis import clock, ticks
 
@@ -74,7 +74,7 @@ def write_timeline(
     _add_legend(figure, predictions)
     FigureCanvasAgg(figure)
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    figure.savefig(png, format="png", dpi=DOTS_PER_INCH, metadata={"Software": MADE_BY})
     write_bytes(path, png.getvalue())
 
 

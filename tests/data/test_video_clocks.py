@@ -126,7 +126,8 @@ def test_a_transport_stream_that_jumps_ahead_goes_on(tmp_path):
 
 
 def test_joined_program_streams_and_their_length(tmp_path):
-    options = {"codec": "mpeg2video", "form": "vob", "options": {"bf": "2", "qmin": "2", "qmax": "2"}}
+    codec = {"bf": "2", "qmin": "2", "qmax": "2"}
+    options = {"codec": "mpeg2video", "form": "vob", "options": codec}
     first = write(tmp_path / "a.mpg", range(60), **options)
     assert video.probe(first).duration_s == pytest.approx(60 / FPS, abs=0.01)
     assert rows(first) == list(range(60))

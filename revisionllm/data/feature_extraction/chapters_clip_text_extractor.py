@@ -20,6 +20,7 @@ from revisionllm.data.feature_extraction.texts import (
     extract_texts,
 )
 from revisionllm.errors import UserError, run_entry_point
+from revisionllm.options import Parser
 
 FOLDER = Path("data/chapters")
 TRAIN = (FOLDER / "chapters_vmr_train.jsonl",)
@@ -28,7 +29,7 @@ TEST = (FOLDER / "chapters_vmr_test.jsonl", FOLDER / "chapters_vmr_val.jsonl")
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     for name, paths, out in (
         ("train", TRAIN, FOLDER / "chapters_clip_L14_text_features_train"),
         ("test", TEST, FOLDER / "chapters_clip_L14_text_features"),

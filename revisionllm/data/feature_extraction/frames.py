@@ -11,7 +11,6 @@ import errno
 import fcntl
 import hashlib
 import io
-import json
 import os
 import queue
 import sys
@@ -26,7 +25,7 @@ import numpy as np
 
 from revisionllm.data.video import iter_frames, probe
 from revisionllm.errors import UserError
-from revisionllm.files import write_json
+from revisionllm.files import read_json, write_json
 
 if TYPE_CHECKING:
     from revisionllm.model.clip import ClipFeatures
@@ -222,8 +221,8 @@ def _sidecar(out_path: Path) -> Path:
 def _read_json(path: Path) -> Any:
     """The parsed file; None if it is not there or torn."""
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return read_json(path)
+    except UserError:
         return None
 
 

@@ -20,6 +20,7 @@ from revisionllm.data.feature_extraction.texts import (
     extract_texts,
 )
 from revisionllm.errors import UserError, run_entry_point
+from revisionllm.options import Parser
 
 FOLDER = Path("data/mad")
 SPLITS = ("train", "val", "test")
@@ -28,7 +29,7 @@ OUT = FOLDER / "clip_L14_text_features"
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--annotations",
         type=Path,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from revisionllm.data.annotations import read_sentences, require_good
 from revisionllm.data.feature_extraction.options import add_clip_arguments
 from revisionllm.errors import UserError
+from revisionllm.files import read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,15 +118,14 @@ def _records(
 
 def _check_existing(out: Path, wanted: dict[str, str], about: dict[str, str]) -> None:
     """Whether a store holds what is wanted (raises UserError)."""
-    import json
-
     from revisionllm.data.lmdb_records import LmdbRecords
 
     if not (out / "data.mdb").is_file():
         raise UserError(f"{out} exists and is no LMDB; move it away or choose another place")
     missing = set(wanted) - set(LmdbRecords(out).keys())
     path = out / "metadata.json"
-    made = json.loads(path.read_text()).get("extraction", {}) if path.is_file() else {}
+    made = read_json(path, kind=dict).get("extraction") if path.is_file() else {}
+    made = made if isinstance(made, dict) else {}
     same = made.get("clip_fingerprint", about["clip_fingerprint"]) == about["clip_fingerprint"]
     if missing or not same:
         why = f"lacks {len(missing):,} of the queries" if missing else "was made by another CLIP"

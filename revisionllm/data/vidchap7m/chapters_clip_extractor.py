@@ -18,6 +18,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
 
 from revisionllm.data.feature_extraction.options import add_extraction_arguments
 from revisionllm.errors import UserError, run_entry_point
+from revisionllm.options import Parser
 
 FOLDER = Path("data/chapters")
 FEATURE_FPS = 2.0
@@ -25,7 +26,7 @@ FEATURE_FPS = 2.0
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--videos", type=Path, default=FOLDER / "videos", help="folder (default: %(default)s)"
     )

@@ -14,13 +14,14 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
 
 from revisionllm.data.converters import add_converter_arguments, convert_evaluation
 from revisionllm.errors import run_entry_point
+from revisionllm.options import Parser
 
 FOLDER = Path("data/chapters")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     add_converter_arguments(
         parser,
         annotations=FOLDER / "chapters_vmr_test.jsonl",

@@ -14,6 +14,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
 
 from revisionllm.data.converters import add_converter_arguments, convert_training
 from revisionllm.errors import run_entry_point
+from revisionllm.options import Parser
 
 ANNOTATIONS = Path("data/chapters/chapters_vmr_train.jsonl")
 OUT = Path("data/chapters/chapters_train_partial_3.json")
@@ -21,7 +22,7 @@ OUT = Path("data/chapters/chapters_train_partial_3.json")
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     add_converter_arguments(parser, annotations=ANNOTATIONS, out=OUT)
     return parser
 

@@ -6,7 +6,8 @@ import errno
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 EXIT_BAD_INPUT = 2
@@ -23,6 +24,27 @@ class UserError(Exception):
 
 class Terminated(BaseException):
     """SIGTERM arrived; raised in the main thread, so that what is open is closed in order."""
+
+
+@contextmanager
+def reading(problem: str, mend: str = "copy or make it again") -> Iterator[None]:
+    """Around one call of a library that reads a file: whatever it raises on damage is one line.
+
+    Libraries raise anything there, plain `Exception` included; nothing of ours belongs inside.
+
+    Raises:
+        UserError: `problem` in words, the library's reason, and what mends it.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0][:300] if lines else ""
+        kind = type(error).__name__
+        reason = f"{kind}: {reason}" if reason and len(reason) < 40 else reason or kind
+        raise UserError(f"{problem} ({reason}); {mend}") from error
 
 
 def run_entry_point(main: Callable[[], int], program: str) -> int:

@@ -20,7 +20,7 @@ DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`; `above`: `low` itself is left out; `below`: `high` itself is."""
+    """Numbers from `low` to `high`; `above` leaves out `low` itself, `below` leaves out `high`."""
 
     low: float
     high: float = math.inf

@@ -24,7 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from revisionllm.constants import VIDEO_PLACEHOLDER
-from revisionllm.data.conversations import QUESTIONS, clean_query, question_text
+from revisionllm.data.conversations import (
+    QUESTIONS,
+    clean_query,
+    plain_text,
+    question_text,
+)
 from revisionllm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -142,7 +147,7 @@ def require_good(path: str | Path, problems: list[str], *, skip_bad: bool) -> No
 
 def training_record(annotation: Annotation, source: str) -> dict[str, Any]:
     """One item of the training JSON (FORMATS of the release; times rounded to 0.1 s)."""
-    question = question_text(annotation.sentence, "frames")
+    question = plain_text(question_text(annotation.sentence, "frames"))
     return {
         "query_id": annotation.query_id,
         "id": annotation.video_id,

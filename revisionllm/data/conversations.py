@@ -3,14 +3,15 @@
 The only place that knows the wording (template v1 of Vicuna, as the released weights saw it) and
 the
 tokenisation: the texts before and after `<video>` are tokenised separately, the second one loses
-its BOS, and `VIDEO_TOKEN_ID` stands between them until the visual tokens are spliced in.
+its BOS, and `VIDEO_TOKEN_ID` stands between them until the visual tokens are spliced in. A sentence
+is text: `<video>` or a tokenizer's special token in it is spelt out, never a token.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from revisionllm.constants import IGNORE_INDEX, VIDEO_PLACEHOLDER, VIDEO_TOKEN_ID
+from revisionllm.constants import IGNORE_INDEX, LINE_BREAKS, VIDEO_PLACEHOLDER, VIDEO_TOKEN_ID
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -21,6 +22,7 @@ QUESTIONS = {
     "video": "During which video can we see {query}?",
     "yes_no": "Does {query} happen in the video? Write your answer either yes or no.",
 }
+_SPELT_OUT = f"{VIDEO_PLACEHOLDER[0]}\0{VIDEO_PLACEHOLDER[1:]}"  # `<video>` as part of a sentence
 
 
 class Tokenizer(Protocol):
@@ -29,17 +31,26 @@ class Tokenizer(Protocol):
     bos_token_id: int | None
     eos_token_id: int
 
-    def __call__(self, text: str) -> dict[str, list[int]]: ...
+    def __call__(self, text: str, *, split_special_tokens: bool) -> dict[str, list[int]]: ...
 
 
 def clean_query(sentence: str) -> str:
-    """The sentence as questions have it: stripped, lower case, one final full stop removed."""
-    return sentence.strip().lower().removesuffix(".")
+    """The sentence as questions have it: one line, stripped, lower case, a final full stop off."""
+    return LINE_BREAKS.sub(" ", sentence).strip().lower().removesuffix(".")
 
 
 def question_text(sentence: str, style: str) -> str:
-    """The question about a sentence. `style` is a key of `QUESTIONS` (the run's `question`)."""
-    return QUESTIONS[style].format(query=clean_query(sentence))
+    """The question about a sentence. `style` is a key of `QUESTIONS` (the run's `question`).
+
+    `<video>` in the sentence is marked (by a zero character) as none; see `plain_text`.
+    """
+    query = clean_query(sentence).replace(VIDEO_PLACEHOLDER, _SPELT_OUT)
+    return QUESTIONS[style].format(query=query)
+
+
+def plain_text(question: str) -> str:
+    """A question as people read it, without the mark of `question_text`."""
+    return question.replace("\0", "")
 
 
 def prompt_text(question: str) -> str:
@@ -51,7 +62,7 @@ def prompt_text(question: str) -> str:
 
 def encode_chunks(tokenizer: Tokenizer, text: str) -> list[list[int]]:
     """Token ids of the texts between `<video>` placeholders; BOS stays on the first one only."""
-    chunks = [list(tokenizer(chunk)["input_ids"]) for chunk in text.split(VIDEO_PLACEHOLDER)]
+    chunks = [_ids(tokenizer, plain_text(chunk)) for chunk in text.split(VIDEO_PLACEHOLDER)]
     bos = tokenizer.bos_token_id
     return [chunks[0]] + [
         ids[1:] if bos is not None and ids[:1] == [bos] else ids for ids in chunks[1:]
@@ -86,8 +97,13 @@ def prompt_pieces(tokenizer: Tokenizer, question: str) -> tuple[list[int], list[
 
 def encode_answer(tokenizer: Tokenizer, answer: str) -> list[int]:
     """Token ids of an answer as they follow `ASSISTANT:`, without EOS; for grammars."""
-    opening = list(tokenizer("ASSISTANT:")["input_ids"])
-    return list(tokenizer(f"ASSISTANT: {answer}")["input_ids"])[len(opening) :]
+    opening = _ids(tokenizer, "ASSISTANT:")
+    return _ids(tokenizer, f"ASSISTANT: {answer}")[len(opening) :]
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text, with BOS where the tokenizer adds one; no word is a special token."""
+    return list(tokenizer(text, split_special_tokens=True)["input_ids"])
 
 
 def training_ids(tokenizer: Tokenizer, question: str, answer: str) -> tuple[list[int], list[int]]:

@@ -7,7 +7,10 @@ small real one, the demo's own.
 
 from __future__ import annotations
 
+import re
+import socket
 import sys
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,6 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -25,21 +27,45 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from revisionllm.errors import UserError
+from revisionllm.errors import UserError, reading
+from revisionllm.files import read_json
+from revisionllm.options import DEVICE
 
 # kept in old LLaMA files; the tables are computed in float32 from the config instead
 IGNORED_SUFFIX = "rotary_emb.inv_freq"
+KNOWN_SENTENCE = "a man opens the door"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+GET_BASE = "checkpoints/README.md says where to get it"
+SAFE = {"trust_remote_code": False}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def choose_device(device: str = "auto") -> torch.device:
     """The device to run on; `auto` takes a GPU if there is one, and says so on stderr."""
     if device != "auto":
-        return torch.device(device)
+        return checked_device(device)
     chosen = "cuda" if torch.cuda.is_available() else "cpu"
     reason = torch.cuda.get_device_name() if chosen == "cuda" else "no CUDA GPU is visible"
     _say(f"device {chosen}: {reason}")
     return torch.device(chosen)
+
+
+def checked_device(device: str) -> torch.device:
+    """A device by name.
+
+    Raises:
+        UserError: no such name, or no such device here.
+    """
+    if not DEVICE.fullmatch(device) or device == "auto":
+        raise UserError(f"device {device!r} is none of auto, cpu, cuda, cuda:N, mps")
+    chosen = torch.device(device)
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (chosen.index or 0) >= count:
+            raise UserError(f"no device {device}: {count} CUDA GPUs are visible; try --device auto")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("no device mps here; try --device auto")
+    return chosen
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -86,7 +112,7 @@ def load_base(
     config = llm_config(base, revision=revision)
     # transformers 4.56 renamed the argument
     dtype_name = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
-    try:
+    with reading(f"cannot load base {base}", GET_BASE):
         llm, info = LlamaForCausalLM.from_pretrained(
             location,
             **extra,
@@ -96,9 +122,8 @@ def load_base(
             attn_implementation=attention,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they are reported below, with everything else
+            **SAFE,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"cannot load base {base}: {str(error).splitlines()[0]}") from error
     _check_loading(base, info)
     # the file's own sampling settings play no part: decoding is greedy
     llm.generation_config = GenerationConfig(
@@ -114,10 +139,8 @@ def llm_config(base: str, *, revision: str | None = None) -> LlamaConfig:
         UserError: it cannot be read, or is not a LLaMA's.
     """
     location, extra = _location(base)
-    try:
-        config = AutoConfig.from_pretrained(location, **extra, revision=revision or "main")
-    except (OSError, ValueError) as error:
-        raise UserError(f"no config in base {base}: {str(error).splitlines()[0]}") from error
+    with reading(f"no config in base {base}", GET_BASE):
+        config = AutoConfig.from_pretrained(location, **extra, revision=revision or "main", **SAFE)
     if config.model_type != "llama":
         raise UserError(f"base {base} has model_type {config.model_type!r}; only llama is read")
     return config
@@ -147,14 +170,43 @@ def load_tokenizer(base: str, *, revision: str | None = None) -> PreTrainedToken
         UserError: the base has no tokenizer that can be read.
     """
     location, extra = _location(base)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(location, **extra, revision=revision or "main")
-    except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer in base {base}: {str(error).splitlines()[0]}") from error
+    with reading(f"no tokenizer in base {base}", GET_BASE):
+        tokenizer = AutoTokenizer.from_pretrained(
+            location, **extra, revision=revision or "main", **SAFE
+        )
+        _check_tokenizer(tokenizer, base, llm_config(base, revision=revision))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, base: str, config: LlamaConfig) -> None:
+    """Refuse a tokenizer that is not this base's: without its files, transformers makes up one.
+
+    Raises:
+        UserError: more tokens than embedding rows, another BOS than the config's, or a plain
+            sentence does not come back.
+    """
+    problems = []
+    rows, size = config.vocab_size, len(tokenizer)
+    ids = list(tokenizer(KNOWN_SENTENCE)["input_ids"])
+    if max([*ids, size - 1]) >= rows:
+        problems.append(f"{size} tokens for {rows} embedding rows")
+    if None not in (tokenizer.bos_token_id, config.bos_token_id) and (
+        tokenizer.bos_token_id != config.bos_token_id
+    ):
+        problems.append(
+            f"BOS is token {tokenizer.bos_token_id}, the config says {config.bos_token_id}"
+        )
+    back = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    if back.lower() != KNOWN_SENTENCE.lower():
+        problems.append(f"{KNOWN_SENTENCE!r} comes back as {back[:40]!r}")
+    if problems:
+        raise UserError(
+            f"base {base} has no fitting tokenizer: {'; '.join(problems)}; are tokenizer.model or"
+            " tokenizer.json missing beside config.json?"
+        )
 
 
 def _location(base: str) -> tuple[str, dict[str, Any]]:
@@ -165,12 +217,75 @@ def _location(base: str) -> tuple[str, dict[str, Any]]:
     """
     path = Path(base)
     needed = path if path.suffix == ".gguf" else path / "config.json"
-    looks_like_path = path.is_absolute() or path.exists() or path.suffix == ".gguf"
-    if looks_like_path and not needed.is_file():
-        raise UserError(f"base not found: {needed}; checkpoints/README.md says where to get it")
-    if path.suffix == ".gguf":
-        return str(path.parent), {"gguf_file": path.name}
+    if is_path(base):
+        if not needed.is_file():
+            raise UserError(f"base not found: {needed}; checkpoints/README.md says where to get it")
+        if path.suffix == ".gguf":
+            return str(path.parent), {"gguf_file": path.name}
+        _refuse_own_code(path)
+        return base, {}
+    if not _is_cached(base) and not hub_is_reachable():
+        raise UserError(
+            f"base {base} is no folder here, nor in the local cache, and the hub cannot be reached;"
+            " checkpoints/README.md says where to get it"
+        )
     return base, {}
+
+
+def is_path(base: str) -> bool:
+    """Whether a base is a place on this machine and not an id of a hub, `owner/name`."""
+    path = Path(base)
+    if path.exists() or path.suffix == ".gguf" or not HUB_ID.fullmatch(base):
+        return True
+    return path.parent.is_dir()  # checkpoints/vicuna, misspelt
+
+
+def _is_cached(hub_id: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
+
+
+def hub_is_reachable(seconds: float = 3.0) -> bool:
+    """Whether the hub answers at all; asked once, so that nobody waits for time-outs."""
+    from urllib.parse import urlparse
+
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    place = urlparse(constants.ENDPOINT)
+    port = place.port or (443 if place.scheme == "https" else 80)
+    answers: list[bool] = []
+
+    def knock() -> None:
+        try:
+            socket.create_connection((place.hostname, port), timeout=seconds).close()
+            answers.append(True)
+        except OSError:
+            answers.append(False)
+
+    knocking = threading.Thread(target=knock, daemon=True)  # looking up a name has no time limit
+    knocking.start()
+    knocking.join(seconds)
+    return bool(answers) and answers[0]
+
+
+def spare_time_outs() -> None:
+    """Tell huggingface_hub at once that it is offline where the hub does not answer."""
+    from huggingface_hub import constants
+
+    if not hub_is_reachable():
+        constants.HF_HUB_OFFLINE = True
+
+
+def _refuse_own_code(folder: Path) -> None:
+    """Raises UserError if a base brings Python code of its own, which is never run."""
+    for name in ("config.json", "tokenizer_config.json"):
+        if (folder / name).is_file() and "auto_map" in read_json(folder / name, kind=dict):
+            raise UserError(
+                f"{folder / name} names code of its own (auto_map): such bases are not supported"
+            )
 
 
 def _check_loading(base: str, info: dict[str, Any]) -> None:

@@ -10,13 +10,14 @@ Shapes: N images or sentences, H x W pixels, D the shared embedding, L tokens, W
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import os
+import re
 import zipfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -24,8 +25,10 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
-from revisionllm.errors import UserError
-from revisionllm.files import replacing, write_json
+from revisionllm.constants import LINE_BREAKS
+from revisionllm.errors import UserError, reading
+from revisionllm.files import read_json, replacing, write_json
+from revisionllm.model.base import checked_device, spare_time_outs
 
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAME = "open_clip_model.safetensors"
@@ -58,9 +61,14 @@ class ClipFeatures:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ):
-        preprocess = dict(model.visual.preprocess_cfg)
-        size = preprocess["size"]
-        height, width = (size, size) if isinstance(size, int) else size
+        with reading(f"cannot read the preprocessing of CLIP {name}"):
+            preprocess = dict(model.visual.preprocess_cfg)
+            size = preprocess["size"]
+            height, width = (size, size) if isinstance(size, int) else size
+            mean, std = (torch.tensor(preprocess[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+            scale, shift = 1 / (255 * std), -mean / std
+            if not (torch.isfinite(scale).all() and torch.isfinite(shift).all() and height > 0):
+                raise UserError(f"CLIP {name} states no usable size, mean or std")
         if height != width or preprocess["resize_mode"] not in ("shortest", "squash"):
             raise UserError(
                 f"CLIP {name} takes {height}x{width} pictures, resize mode"
@@ -73,13 +81,12 @@ class ClipFeatures:
         self._dtype = dtype
         self._preprocess = preprocess
         self._tokenizer = tokenizer
+        self._special = _special_tokens(tokenizer)
         # Frames arrive as [N, H, W, 3] in memory, which is channels_last already; convolutions of
         # ResNet towers run faster on it.
         self._model = model.eval().requires_grad_(False).to(device)
         self._model.visual.to(memory_format=torch.channels_last)
-        mean, std = (torch.tensor(preprocess[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-        self._scale = (1 / (255 * std)).to(device)
-        self._shift = (-mean / std).to(device)
+        self._scale, self._shift = scale.to(device), shift.to(device)
 
     @property
     def text_width(self) -> int:
@@ -142,7 +149,7 @@ class ClipFeatures:
         Raises:
             UserError: a sentence has more tokens than `context_length`; nothing is cut off.
         """
-        texts = [normalise_query(query) for query in queries]
+        texts = [self._text(query) for query in queries]
         lengths = [self._checked_length(query) for query in queries]
         token_features: list[torch.Tensor] = []
         sentences = [torch.zeros(0, self.dim)]
@@ -186,7 +193,14 @@ class ClipFeatures:
 
     def num_tokens(self, query: str) -> int:
         """Tokens of a sentence, start and end-of-text included, before any limit."""
-        return _count_tokens(self._tokenizer, normalise_query(query))
+        return _count_tokens(self._tokenizer, self._text(query))
+
+    def _text(self, query: str) -> str:
+        """What is tokenised: one line, in which special tokens are taken apart."""
+        text = normalise_query(LINE_BREAKS.sub(" ", query))
+        if "&" in text:  # open_clip's tokenizer would unescape it, twice
+            text = html.unescape(html.unescape(text))
+        return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
     def _checked_length(self, query: str) -> int:
         num = self.num_tokens(query)
@@ -237,6 +251,7 @@ def load_clip(
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    checked_device(device)
     name = os.fspath(path_or_name)
     path = Path(name)
     if path.is_dir():
@@ -244,6 +259,7 @@ def load_clip(
     elif path.is_file():
         model, tokenizer = _load_openai_file(path)
     elif name.startswith("hf-hub:"):
+        spare_time_outs()
         model, tokenizer = _load_open_clip(name, name, None)
     elif path.suffix in (".pt", ".safetensors") or os.sep in name:
         raise UserError(
@@ -297,6 +313,17 @@ def _count_tokens(tokenizer, text: str) -> int:
     return len(tokenizer.tokenizer(tokenizer.clean_fn(text))["input_ids"])
 
 
+def _special_tokens(tokenizer) -> re.Pattern:
+    """Finds the texts that a tokenizer would take for special tokens."""
+    import open_clip
+
+    if isinstance(tokenizer, open_clip.SimpleTokenizer):
+        words = [tokenizer.decoder[number] for number in tokenizer.all_special_ids]
+    else:
+        words = list(tokenizer.tokenizer.all_special_tokens)
+    return re.compile("|".join(re.escape(word) for word in words) or r"(?!)", re.IGNORECASE)
+
+
 def _text_tower(model: nn.Module) -> nn.Module:
     """The module that holds `ln_final`: the model itself, or its `text` part in newer configs."""
     return model if "ln_final" in model._modules else model.text
@@ -311,6 +338,12 @@ def _embedding_dim(model: nn.Module) -> int:
 def _checked_folder(folder: Path) -> Path:
     if not (folder / CONFIG_NAME).is_file():
         raise UserError(f"not a CLIP folder, {CONFIG_NAME} is missing: {folder}")
+    read_json(folder / CONFIG_NAME, kind=dict, mend="copy the CLIP again")
+    tokenizer = folder / "tokenizer_config.json"
+    if tokenizer.is_file() and "auto_map" in read_json(tokenizer, kind=dict):
+        raise UserError(
+            f"{tokenizer} names code of its own (auto_map): such CLIPs are not supported"
+        )
     return folder.resolve()
 
 
@@ -318,7 +351,7 @@ def _load_open_clip(name: str, open_clip_name: str, tag: str | None, **options):
     """Let open_clip build and fill the model; refuse to go on with random weights."""
     import open_clip
 
-    try:
+    with reading(f"cannot load CLIP {name}", "checkpoints/README.md says where to get one"):
         model = open_clip.create_model(
             open_clip_name,
             pretrained=tag,
@@ -328,10 +361,10 @@ def _load_open_clip(name: str, open_clip_name: str, tag: str | None, **options):
             weights_only=True,
             **options,
         )
-        tokenizer = open_clip.get_tokenizer(open_clip_name)
-    except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"cannot load CLIP {name}: {reason}") from error
+        try:
+            tokenizer = open_clip.get_tokenizer(open_clip_name, trust_remote_code=False)
+        except TypeError:  # open_clip's own tokenizer runs no code and does not know the argument
+            tokenizer = open_clip.get_tokenizer(open_clip_name)
     if not _is_clip_text(model, tokenizer):
         raise UserError(f"the text tower of {name} is not CLIP's own; choose a CLIP that has one")
     return model, tokenizer
@@ -354,6 +387,7 @@ def _load_by_name(name: str):
             if tags
             else f"open_clip knows no weights of {model_name}; give a folder instead"
         )
+    spare_time_outs()
     quick_gelu = bool(open_clip.get_pretrained_cfg(model_name, tag).get("quick_gelu"))
     return _load_open_clip(name, model_name, tag, force_quick_gelu=quick_gelu)
 
@@ -364,12 +398,9 @@ def _load_openai_file(path: Path):
     from open_clip.model import build_model_from_openai_state_dict
     from open_clip.transform import PreprocessCfg
 
-    try:
+    with reading(f"not an OpenAI CLIP weight file: {path}", "fetch it again"):
         weights = _read_openai_weights(path)
         model = build_model_from_openai_state_dict(weights, cast_dtype=torch.float32).float()
-    except (RuntimeError, ValueError, KeyError, AttributeError, UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"not an OpenAI CLIP weight file: {path}: {reason}") from error
     open_clip.model.set_model_preprocess_cfg(
         model, {**vars(PreprocessCfg()), "size": model.visual.image_size}
     )

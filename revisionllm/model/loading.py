@@ -183,10 +183,13 @@ def save_run(model: GroundingModel, folder: str | Path) -> Path:
 
 def provenance() -> dict[str, Any]:
     """Fields of `RunConfig` that say what wrote it: library versions, commit of this package."""
-    result = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    commit = result.stdout.strip() if result.returncode == 0 else None
+    try:
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
+        )
+        commit = result.stdout.strip() if result.returncode == 0 else None
+    except OSError:  # no git here, or none that may be run
+        commit = None
     return {
         "versions": {name: version(name) for name in RECORDED_LIBRARIES},
         "git_commit": commit,

@@ -7,6 +7,7 @@ class and use.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -24,7 +25,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from revisionllm.errors import UserError
+from revisionllm.errors import UserError, reading
+from revisionllm.files import read_json
 from revisionllm.model.tensors import check_tensors, read_tensors, write_tensors
 
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -89,16 +91,36 @@ def read_lora(
         UserError: a kind of LoRA that cannot be merged exactly, or weights that do not fit.
     """
     path = lora_weights_file(folder)
-    config = LoraConfig.from_pretrained(str(folder))
+    read_json(Path(folder) / CONFIG_FILE, kind=dict, mend="copy the LoRA again")
+    with reading(f"cannot read {Path(folder) / CONFIG_FILE}", "copy the LoRA again"):
+        config = LoraConfig.from_pretrained(str(folder))
+        rank, alpha = float(config.r), float(config.lora_alpha)
+    if not 0 < rank < 10**5 or not math.isfinite(alpha):
+        raise UserError(
+            f"{Path(folder) / CONFIG_FILE}: r is {config.r}, lora_alpha {config.lora_alpha}"
+        )
     if config.use_dora or config.bias != "none" or config.modules_to_save:
         raise UserError(f"{folder}: only plain LoRA is read (no DoRA, biases or modules_to_save)")
     config.inference_mode = not trainable
     config.base_model_name_or_path = llm.name_or_path
     config.target_modules = _ordered(config.target_modules)  # two loads train alike
-    peft_model = _attach(llm, config)
+    with reading(f"cannot use {Path(folder) / CONFIG_FILE}", "is it the LoRA of another base?"):
+        peft_model = _attach(llm, config)
     weights = read_tensors(path)
+    _refuse_wrapped(weights, path)
     check_tensors(weights, get_peft_model_state_dict(peft_model), path)
     return peft_model, weights
+
+
+def _refuse_wrapped(weights: dict[str, Tensor], path: Path) -> None:
+    """Raises UserError for names that a training wrapper changed, and says how to mend them."""
+    for part, cure in (
+        (".default.", "save it with peft's save_pretrained, or take '.default' out of the names"),
+        ("module.", "save the model inside the wrapper, or take 'module.' off the names"),
+    ):
+        wrapped = [n for n in weights if n.startswith(part) or (part[0] == "." and part in n)]
+        if wrapped:
+            raise UserError(f"{path}: names like {wrapped[0]} hold {part!r}; {cure}")
 
 
 @torch.no_grad()

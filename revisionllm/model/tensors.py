@@ -6,16 +6,14 @@ module needs is reported in one message, and files appear under their name only 
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from revisionllm.errors import UserError
+from revisionllm.errors import UserError, reading
 from revisionllm.files import replacing
 
 MAX_LISTED = 20
@@ -34,18 +32,12 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"weights not found: {path}; checkpoints/README.md says where to get them")
-    try:
+    with reading(f"cannot read {path}: torn, or not a plain file of tensors"):
         if path.suffix == ".safetensors":
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"cannot read {path}: torn, or not a plain file of tensors ({reason})"
-        ) from None
-    except SafetensorError as error:
-        raise UserError(f"cannot read {path}: torn or not safetensors ({error})") from None
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+    named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+    if not named or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{path} holds other things than named tensors; is it a training state?")
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 

@@ -108,3 +108,25 @@ def test_answers_for_grammars_are_tokenised_as_in_training(tokenizer, digit):
     ids, labels = c.training_ids(tokenizer, "Which?", answer)
     supervised = [i for i, label in zip(ids, labels, strict=True) if label != IGNORE_INDEX]
     assert c.encode_answer(tokenizer, answer) == supervised[:-1]
+
+
+@pytest.mark.parametrize("style", list(c.QUESTIONS))
+@pytest.mark.parametrize(
+    "sentence", ["a <video> b", "<VIDEO>", "x </s> y", "<s>", "<unk> <memory>", "end <|end|> it"]
+)
+def test_special_tokens_in_a_sentence_are_text(tokenizer, style, sentence):
+    question = c.question_text(sentence, style)
+    ids = c.prompt_ids(tokenizer, question)
+    assert ids.count(VIDEO_TOKEN_ID) == 1
+    plain = c.prompt_ids(tokenizer, c.question_text("a dog", style))
+    assert ids.index(VIDEO_TOKEN_ID) == plain.index(VIDEO_TOKEN_ID)
+    special = set(tokenizer.all_special_ids) - {tokenizer.bos_token_id}
+    assert not special & set(ids) and ids.count(tokenizer.bos_token_id) <= 1
+    _, after = c.prompt_pieces(tokenizer, question)
+    back = tokenizer.decode(after).replace(" ", "").lower()
+    assert sentence.replace(" ", "").lower() in back
+    assert c.clean_query(sentence) in c.plain_text(question)
+
+
+def test_line_breaks_in_a_sentence_are_spaces():
+    assert c.clean_query("A man\r\nopens\u2028a door.\n") == "a man opens a door"

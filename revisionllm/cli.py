@@ -10,6 +10,7 @@ import argparse
 import importlib
 import sys
 
+from revisionllm import __version__
 from revisionllm.errors import run_entry_point
 from revisionllm.options import OutOfRange, Parser
 
@@ -29,6 +30,7 @@ def build_parser(only_verb: str | None = None) -> argparse.ArgumentParser:
     parser = Parser(
         prog="revisionllm", description="Find when an event happens in an hour-long video."
     )
+    parser.add_argument("--version", action="version", version=f"revisionllm {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, (module_name, help_text) in VERBS.items():
         verb_parser = verbs.add_parser(verb, help=help_text, description=help_text)

@@ -6,6 +6,7 @@ import errno
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -13,6 +14,7 @@ from typing import NoReturn
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+RANK_WAIT_S = 5.0
 
 
 class UserError(Exception):
@@ -47,12 +49,14 @@ def reading(problem: str, mend: str = "copy or make it again") -> Iterator[None]
         raise UserError(f"{problem} ({reason}); {mend}") from error
 
 
-def run_entry_point(main: Callable[[], int], program: str) -> int:
+def run_entry_point(main: Callable[[], int], program: str, *, rank: int = 0) -> int:
     """Call ``main`` and translate what went wrong into an exit code.
 
     Args:
         main: the work; returns an exit code.
         program: name to print in front of the message.
+        rank: of several processes that do the same, this one's number. Number 0 speaks for all;
+            another one speaks only if nobody has ended it `RANK_WAIT_S` seconds later.
 
     Returns:
         What ``main`` returned; 2 for a `UserError` or a place that cannot be used; 130 when
@@ -63,6 +67,8 @@ def run_entry_point(main: Callable[[], int], program: str) -> int:
         try:
             return main()
         except UserError as error:
+            if rank:
+                time.sleep(RANK_WAIT_S)
             return _refuse(program, str(error))
         except BrokenPipeError:  # the reader of our stdout went away (`| head`): not our failure
             sys.stderr.close()
@@ -77,9 +83,13 @@ def run_entry_point(main: Callable[[], int], program: str) -> int:
                 raise
             return _refuse(program, f"cannot use {error.filename}: {error.strerror}")
         except KeyboardInterrupt:
+            if rank:
+                return EXIT_INTERRUPTED
             print(f"{program}: interrupted; run the same command again to resume", file=sys.stderr)
             return EXIT_INTERRUPTED
         except Terminated:
+            if rank:
+                return EXIT_TERMINATED
             print(f"{program}: terminated; run the same command again to resume", file=sys.stderr)
             return EXIT_TERMINATED
 

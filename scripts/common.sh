@@ -94,10 +94,39 @@ mark() {
 
 run() {
     if [ "${DRY_RUN:-0}" = 1 ]; then
-        echo "$*"
+        line=
+        for word in "$@"; do line="$line$(quoted "$word") "; done
+        echo "${line% }"
     else
         exec "$@"
     fi
+}
+
+quoted() { # prints a word as a shell takes it back
+    case $1 in
+        '' | *[!A-Za-z0-9_./:=,+@%-]*)
+            printf "'%s'" "$(printf %s "$1" | sed "s/'/'\\\\''/g")" ;;
+        *) printf %s "$1" ;;
+    esac
+}
+
+# Help needs nothing and changes nothing.
+#   help_of SCRIPT FLAGS...   if --help is among the flags: print this launcher's opening lines and the
+#                             flags of SCRIPT, and stop
+help_of() {
+    script=$1
+    shift
+    for word in "$@"; do
+        case $word in -h | --help) ;; *) continue ;; esac
+        sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+        PY=$ROOT/.venv/bin/python
+        [ -z "${VIRTUAL_ENV:-}" ] || PY=$VIRTUAL_ENV/bin/python
+        [ -x "$PY" ] || PY=$(find_python)
+        # shellcheck disable=SC2086 # `-m module verb` is several words
+        (cd "$ROOT" && "$PY" $script --help 2>/dev/null) ||
+            echo "The flags of $script are told once this has been installed (sh scripts/quickstart.sh)."
+        exit 0
+    done
 }
 
 # For the training launchers:
@@ -135,21 +164,33 @@ count_gpus() {
     echo "$gpus"
 }
 
+first_of_slurm() { # prints the first machine of a SLURM job
+    [ -n "${SLURM_JOB_NODELIST:-}" ] || return 1
+    names=$(scontrol show hostnames "$SLURM_JOB_NODELIST") || return 1
+    set -- $names
+    [ $# -gt 0 ] && echo "$1"
+}
+
 launch_train() {
+    help_of revisionllm/train/train.py "$@"
+    nodes=${NNODES:-${SLURM_NNODES:-1}}
+    if [ "$nodes" -gt 1 ]; then
+        node_rank=${NODE_RANK:-${SLURM_NODEID:-}}
+        [ -n "$node_rank" ] ||
+            fail "NNODES=$nodes: set NODE_RANK to this machine's number, 0 to $((nodes - 1))"
+        [ -n "${MASTER_ADDR:-}" ] || MASTER_ADDR=$(first_of_slurm) ||
+            fail "NNODES=$nodes: set MASTER_ADDR to the first machine's name or address"
+    fi
     report_missing "$@"
     use_environment train
     cd "$ROOT"
     : "${NUM_GPUS:=$(count_gpus)}"
-    nodes=${NNODES:-${SLURM_NNODES:-1}}
+    set -- revisionllm/train/train.py "$@"
     if [ "$nodes" -gt 1 ]; then
-        : "${MASTER_ADDR:=$(scontrol show hostnames "${SLURM_JOB_NODELIST:?set MASTER_ADDR}" | head -n 1)}"
-        set -- revisionllm/train/train.py "$@"
         set -- --master_addr "$MASTER_ADDR" --master_port "${MASTER_PORT:-29500}" "$@"
-        set -- --nnodes "$nodes" --node_rank "${NODE_RANK:-${SLURM_NODEID:-0}}" "$@"
-    else
-        set -- --standalone revisionllm/train/train.py "$@"
+        set -- --nnodes "$nodes" --node_rank "$node_rank" "$@"
     fi
     OMP_NUM_THREADS=$((OMP_NUM_THREADS / NUM_GPUS))
     [ "$OMP_NUM_THREADS" -ge 1 ] || OMP_NUM_THREADS=1
-    run "$PY" -m torch.distributed.run --nproc_per_node "$NUM_GPUS" "$@"
+    run "$PY" revisionllm/train/launch.py --nproc_per_node "$NUM_GPUS" "$@"
 }

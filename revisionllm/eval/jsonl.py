@@ -12,14 +12,15 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from revisionllm.errors import UserError
 from revisionllm.files import BadRecord, parse_json, read_json, write_text
 
 __all__ = ["BadRecord", "parse_json", "read_json"]  # of files.py; readers find all in one place
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MAX_LINE_BYTES = 64 * 2**20  # a longer line is not a record of any format here, whatever it is
 NUMBER_TYPES = frozenset({int, float})  # not bool: True is no number of seconds
@@ -106,6 +107,8 @@ def number_rows(rows: Any, width: int, what: str) -> np.ndarray:
     Raises:
         BadRecord: not a list, a row of another length, a text, a boolean, NaN or infinity.
     """
+    import numpy as np
+
     if not isinstance(rows, (list, tuple)):
         raise BadRecord(f"{what} must be a list, got {_short(rows)}")
     if not set(map(type, rows)) <= ROW_TYPES or not set(map(len, rows)) <= {width}:

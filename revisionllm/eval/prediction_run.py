@@ -17,8 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from revisionllm.errors import UserError
 from revisionllm.eval.predictions import PredictionWriter, merge_shards, read_predictions
 from revisionllm.options import Parser
@@ -258,6 +256,8 @@ class FeatureSource:
 
     def query(self, annotation: Annotation) -> EvalQuery:
         """A query with its text features. Raises UserError if they are missing."""
+        import numpy as np
+
         from revisionllm.data.lmdb_records import read_query
         from revisionllm.eval.film_search import EvalQuery
 

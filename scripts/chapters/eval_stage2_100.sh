@@ -3,6 +3,7 @@
 # --grounding_path checkpoints/chapters_stage1_dense asks only around that stage's answers.
 # One process per GPU; run again to resume. Extra flags go to predict_segments.py; DRY_RUN=1 prints.
 . "$(dirname -- "$0")/../common.sh"
+help_of revisionllm/eval/predict_segments.py "$@"
 use_environment run
 cd "$ROOT"
 run "$PY" revisionllm/eval/predict_segments.py --checkpoint checkpoints/chapters_stage2_long_100 \

@@ -19,6 +19,7 @@ if [ "${1:-}" = --quick ]; then
     size=quick
     : "${NUM_GPUS:=2}"
 fi
+help_of revisionllm/train/train.py "$@"
 . "$ROOT/scripts/demo/sizes.conf"
 if [ $size = quick ]; then folder=${OUT:-out/train_demo_quick}; else folder=${OUT:-out/train_demo}; fi
 use_environment train

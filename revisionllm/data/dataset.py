@@ -8,13 +8,17 @@ one; every random choice is in the plan and both are pure functions: workers may
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from revisionllm.data.annotations import Annotation, read_annotations, require_good
 from revisionllm.data.conversations import question_text
@@ -115,6 +119,7 @@ class GroundingDataset:
         self.seed = seed
         self.annotations = list(annotations)
         self.skipped: Counter[str] = Counter()
+        self.annotation_files: list[Path] = []
         self._store, self._text = store, text
         self._num_features = {
             video_id: store.num_frames(video_id)
@@ -131,6 +136,24 @@ class GroundingDataset:
         }
         # mode -> number of the annotation -> negatives to ask besides the positive
         self._asked = {mode: self._decide(mode) for mode in spec.modes}
+
+    def fingerprint(self) -> dict[str, str]:
+        """Digests of what is read: annotations by content, features by shape and description."""
+        annotations, features = hashlib.sha256(), hashlib.sha256()
+        for path in self.annotation_files:
+            annotations.update(hashlib.sha256(path.read_bytes()).digest())
+        for video_id in sorted(self._num_features):
+            about = [video_id, self._store.shape(video_id), self._store.metadata(video_id)]
+            features.update(json.dumps(about, sort_keys=True, default=list).encode())
+        return {"annotations": annotations.hexdigest(), "features": features.hexdigest()}
+
+    def clip_fingerprint(self) -> str | None:
+        """Of the CLIP that made the features; None if no description says."""
+        for video_id in self._num_features:
+            found = self._store.metadata(video_id).get("clip_fingerprint")
+            if found:
+                return str(found)
+        return None
 
     def num_questions(self, mode: str | None = None) -> int:
         """Questions of an epoch, the same in every one."""
@@ -283,8 +306,10 @@ def build_dataset(
     text_features: str | Path | None = None,
     seed: int = 0,
     skip_bad: bool = False,
+    feature_dim: int | None = None,
+    clip_fingerprint: str | None = None,
 ) -> GroundingDataset:
-    """Open and check everything a stage reads.
+    """Open and check everything a stage reads, every row of the features included.
 
     Args:
         spec: what is asked.
@@ -293,6 +318,8 @@ def build_dataset(
         text_features: LMDB of the queries' features, needed if `spec.needs_text`.
         seed: of every random choice.
         skip_bad: leave out what is bad, with a line for each, instead of stopping.
+        feature_dim: width that the adapter reads; None: any.
+        clip_fingerprint: of the CLIP that the start was trained on; None: not known.
 
     Raises:
         UserError: a file is missing; or problems, all logged, and `skip_bad` is off.
@@ -311,7 +338,8 @@ def build_dataset(
             else:
                 seen.add(annotation.query_id)
                 found.append(annotation)
-    bad_films = _film_problems(found, store, spec.feature_fps)
+    wanted = _Wanted(spec.feature_fps, feature_dim, clip_fingerprint)
+    bad_films = _film_problems(found, store, wanted)
     problems += [f"{store.path}: {problem}" for problem in bad_films.values()]
     known = None if text is None else set(text.keys())
     usable = []
@@ -324,6 +352,7 @@ def build_dataset(
     if not usable:
         raise UserError(f"no usable annotation in {', '.join(map(str, paths))}")
     dataset = GroundingDataset(spec, usable, store, text, seed=seed)
+    dataset.annotation_files = [Path(path) for path in paths]
     total = sum(len(file.annotations) + len(file.problems) for file in files)
     if total > len(usable):
         dataset.skipped["bad annotation or features"] = (total - len(usable)) * (
@@ -341,28 +370,64 @@ def _open_text(path: str | Path | None) -> LmdbRecords:
     return LmdbRecords(path)
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What features must be: rows per second, width, made by which CLIP (None: any)."""
+
+    feature_fps: float
+    feature_dim: int | None
+    clip_fingerprint: str | None
+
+
 def _film_problems(
-    annotations: Sequence[Annotation], store: FeatureStore, feature_fps: float
+    annotations: Sequence[Annotation], store: FeatureStore, wanted: _Wanted
 ) -> dict[str, str]:
-    """Film -> why its features cannot be used: missing, another rate, another length."""
+    """Film -> why its features cannot be used: missing, damaged, or made otherwise.
+
+    Raises:
+        UserError: all films are of another width than the adapter's: none can be used.
+    """
+    feature_fps = wanted.feature_fps
     duration_s: dict[str, float] = {}
     for annotation in annotations:
         duration_s.setdefault(annotation.video_id, annotation.duration_s)
     keys = set(store.keys())
     problems = {}
-    for video_id in sorted(duration_s):
+    clips: Counter[str] = Counter()
+    for video_id in sorted(duration_s.keys() & keys):
+        with suppress(UserError):
+            clips.update(str(c) for c in [store.metadata(video_id).get("clip_fingerprint")] if c)
+    clip = wanted.clip_fingerprint or (clips.most_common(1)[0][0] if clips else None)
+    bar = tqdm(sorted(duration_s), desc="checking features", unit="film", disable=None)
+    for video_id in bar:
         if video_id not in keys:
             problems[video_id] = f"film {video_id}: no features"
             continue
         try:
-            length_s = store.num_frames(video_id) / feature_fps
+            count, width = store.shape(video_id)
+            length_s, about = count / feature_fps, store.metadata(video_id)
+            bad = store.bad_rows(video_id)
         except UserError as error:
             problems[video_id] = f"film {video_id}: {error}"
             continue
-        rate = store.metadata(video_id).get("feature_fps", feature_fps)
+        rate = about.get("feature_fps", feature_fps)
+        made_by = about.get("clip_fingerprint", clip)
         stated_s = duration_s[video_id]
         slack_s = max(LENGTH_SLACK_S, LENGTH_TOLERANCE * stated_s)
-        if rate != feature_fps:
+        if wanted.feature_dim not in (None, width):
+            turned = "; are rows and columns swapped?" if count == wanted.feature_dim else ""
+            problems[video_id] = (
+                f"film {video_id}: features {width} wide, the adapter reads {wanted.feature_dim}"
+                f"{turned}"
+            )
+        elif made_by != clip:
+            problems[video_id] = (
+                f"film {video_id}: features of CLIP {made_by}, the others and the run's start are"
+                f" of {clip}"
+            )
+        elif bad:
+            problems[video_id] = f"film {video_id}: {bad}"
+        elif rate != feature_fps:
             problems[video_id] = (
                 f"film {video_id}: features of {rate:g} per second, {feature_fps:g} asked"
             )

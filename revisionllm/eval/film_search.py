@@ -25,6 +25,7 @@ from revisionllm.grounding.windows import Window, frame_feature_indices
 if TYPE_CHECKING:
     from revisionllm.engine.dense import DenseEngine
     from revisionllm.engine.segments import SegmentEngine
+    from revisionllm.eval.answer_log import AnswerLog
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class FilmSearcher:
         options: further keyword arguments of `search_many`.
         only_positive: moments come from answers that name something, never from a fallback.
         refine_top: so many moments per query are refined at full feature rate (`engine.refine`).
+        answer_log: where answers are written while a batch is asked; None: nowhere.
     """
 
     levels: Sequence[Level]
@@ -113,6 +115,8 @@ class FilmSearcher:
     options: dict[str, Any] = field(default_factory=dict)
     only_positive: bool = False
     refine_top: int = 0
+    answer_log: AnswerLog | None = None
+    _spared_tokens: int = 0
 
     @property
     def needs_words(self) -> bool:
@@ -126,8 +130,8 @@ class FilmSearcher:
 
     @property
     def llm_tokens(self) -> int:
-        """Tokens that went through LLMs so far."""
-        return sum(engine.cost.llm_tokens for engine in self._asked)
+        """Tokens that went through LLMs so far, for answers found on disk too."""
+        return self._spared_tokens + sum(engine.cost.llm_tokens for engine in self._asked)
 
     @property
     def _asked(self) -> list[DenseEngine | SegmentEngine]:
@@ -136,6 +140,8 @@ class FilmSearcher:
     def ground(self, film: EvalFilm, queries: Sequence[EvalQuery]) -> list[schema.Prediction]:
         """One prediction per query, in order; work that queries share is divided evenly."""
         started, tokens = time.perf_counter(), self.llm_tokens
+        if self.answer_log is not None:
+            self.answer_log.start_batch([film.vid, film.duration_s], [q.qid for q in queries])
         cosine = None
         if all(query.feature is not None for query in queries):
             features = np.stack([query.feature for query in queries])
@@ -191,6 +197,18 @@ class FilmSearcher:
         )
 
     def _predict(self, film, queries, level: Level, questions) -> Sequence[WindowAnswer]:
+        if self.answer_log is None:
+            return self._ask(film, queries, level, questions)
+        answers, spared = self.answer_log.ask(
+            level.name,
+            questions,
+            lambda piece: self._ask(film, queries, level, piece),
+            lambda: self.llm_tokens,
+        )
+        self._spared_tokens += spared
+        return answers
+
+    def _ask(self, film, queries, level: Level, questions) -> Sequence[WindowAnswer]:
         engine = self.engines[level.name]
         if isinstance(engine, RecordedEngine):
             return engine.answer(questions, [query.qid for query in queries])

@@ -18,7 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revisionllm.errors import UserError
-from revisionllm.eval.predictions import PredictionWriter, merge_shards, read_predictions
+from revisionllm.eval.predictions import (
+    PredictionWriter,
+    answered,
+    merge_shards,
+    read_predictions,
+)
 from revisionllm.options import Parser
 
 if TYPE_CHECKING:
@@ -174,7 +179,14 @@ def _start_shards(count: int, script: Sequence[str], argv: Sequence[str]) -> Non
         command += ["--shard", str(number), "--num_shards", str(count)]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": _visible_gpu(number)}
         processes.append(subprocess.Popen(command, env=environment))
-    codes = [process.wait() for process in processes]
+    try:
+        codes = [process.wait() for process in processes]
+    except BaseException:  # interrupted or terminated: so are the shards
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+        raise
     if any(codes):
         failed = [str(number) for number, code in enumerate(codes) if code]
         raise UserError(
@@ -190,27 +202,49 @@ def _visible_gpu(number: int) -> str:
 
 
 def _predict_shard(args, films, path: Path, make_searcher) -> None:
-    """Answer what the shard's file does not answer yet."""
-    if args.retry_failed and path.is_file():
-        _drop_failed(path)
+    """Answer what the shard's file does not answer yet; writes nothing before all is loaded."""
+    from revisionllm.eval.answer_log import AnswerLog
+
+    done = set() if args.retry_failed else answered(path)
+    wanted = {a.query_id for _, asked in films for a in asked}
+    prepared = _prepare(args, films, make_searcher) if args.retry_failed or wanted - done else None
     with PredictionWriter(path) as writer:
         if writer.dropped_torn_line:
             print(f"{path}: dropped a torn last line", file=sys.stderr)
+        if args.retry_failed:
+            writer.forget_failed()
         todo = [(vid, [a for a in asked if a.query_id not in writer.done]) for vid, asked in films]
         total = sum(len(asked) for _, asked in todo)
-        if not total:
+        if not total or prepared is None:
             return
-        searcher, source = _prepare(args, make_searcher)
+        searcher, source = prepared
+        searcher.answer_log = AnswerLog(path.with_suffix(".answers.jsonl"), _made_with(args))
         from tqdm import tqdm
 
         with tqdm(total=total, unit="query", desc=path.stem, file=sys.stderr) as progress:
+
+            def show(level: str, asked: int, questions: int) -> None:
+                progress.set_postfix_str(f"{level}: {asked} of {questions} windows asked")
+
+            searcher.answer_log.progress = show
             for vid, asked in todo:
-                for prediction in _film_predictions(args, searcher, source, vid, asked):
-                    writer.write(prediction)
-                    progress.update()
+                for predictions in _film_predictions(args, searcher, source, vid, asked):
+                    for prediction in predictions:
+                        writer.write(prediction)
+                        progress.update()
+                    searcher.answer_log.clear()
 
 
-def _prepare(args, make_searcher) -> tuple[FilmSearcher, FeatureSource]:
+def _made_with(args: argparse.Namespace) -> dict[str, Any]:
+    """What answers depend on: the flags, and which config the checkpoint has now."""
+    config = Path(args.checkpoint) / "config.json"
+    stamp = config.stat().st_mtime_ns if config.is_file() else 0
+    free = ("shard", "num_shards", "output", "limit", "retry_failed", "skip_bad", "run")
+    flags = {name: str(value) for name, value in vars(args).items() if name not in free}
+    return flags | {"config": stamp}
+
+
+def _prepare(args, films, make_searcher) -> tuple[FilmSearcher, FeatureSource]:
     from revisionllm.data.feature_store import open_features
 
     if not Path(args.checkpoint).exists():
@@ -219,7 +253,39 @@ def _prepare(args, make_searcher) -> tuple[FilmSearcher, FeatureSource]:
         )
     store = open_features(args.features)
     searcher = make_searcher(args)
+    _check_features(store, [vid for vid, _ in films], searcher.config, args)
     return searcher, FeatureSource(store, searcher.config, args, searcher.needs_words)
+
+
+def _check_features(store, vids: Sequence[str], config, args: argparse.Namespace) -> None:
+    """Refuse features of another width or CLIP than the run's, before anything is asked.
+
+    Films without features, or with damaged ones, fail one by one with their reason.
+
+    Raises:
+        UserError: names the first film, and how many there are.
+    """
+    wrong = []
+    for vid in vids:
+        try:
+            count, width = store.shape(vid)
+            made_by = store.metadata(vid).get("clip_fingerprint")
+        except UserError:
+            continue
+        if width != config.adapter.feature_dim:
+            turned = "; rows and columns swapped?" if count == config.adapter.feature_dim else ""
+            wrong.append(
+                f"features of {vid!r} are {width} wide, {args.checkpoint} reads"
+                f" {config.adapter.feature_dim}{turned}"
+            )
+        elif made_by and config.clip_fingerprint and made_by != config.clip_fingerprint:
+            wrong.append(
+                f"features of {vid!r} are of CLIP {made_by}, {args.checkpoint} was trained on those"
+                f" of {config.clip_fingerprint}"
+            )
+    if wrong:
+        more = f" (and {len(wrong) - 1} more films)" if len(wrong) > 1 else ""
+        raise UserError(f"{args.features}: {wrong[0]}{more}; give the run's own features")
 
 
 class FeatureSource:
@@ -273,24 +339,23 @@ class FeatureSource:
         return query
 
 
-def _film_predictions(args, searcher, source: FeatureSource, vid, asked) -> Iterator[Any]:
-    """Predictions of a film's queries; those that cannot be answered are failures with a reason."""
+def _film_predictions(args, searcher, source: FeatureSource, vid, asked) -> Iterator[list]:
+    """Predictions of a film's queries, batch by batch; what cannot be answered is a failure."""
     from revisionllm.eval.film_search import EvalQuery
 
     if not asked:
         return
     duration_s = asked[0].duration_s
 
-    def failures(annotations, error: Exception) -> Iterator[Any]:
+    def failures(annotations, error: Exception) -> list[Any]:
         reason = " ".join(str(error).split()) or type(error).__name__
-        for a in annotations:
-            query = EvalQuery(a.query_id, a.sentence, a.spans_s)
-            yield searcher.failed(vid, duration_s, query, reason)
+        queries = [EvalQuery(a.query_id, a.sentence, a.spans_s) for a in annotations]
+        return [searcher.failed(vid, duration_s, query, reason) for query in queries]
 
     try:
         film = source.film(vid, duration_s)
     except (UserError, OSError, ValueError) as error:
-        yield from failures(asked, error)
+        yield failures(asked, error)
         return
     for first in range(0, len(asked), args.queries_per_batch):
         queries, batch = [], []
@@ -299,21 +364,15 @@ def _film_predictions(args, searcher, source: FeatureSource, vid, asked) -> Iter
                 queries.append(source.query(annotation))
                 batch.append(annotation)
             except (UserError, OSError, ValueError) as error:
-                yield from failures([annotation], error)
+                yield failures([annotation], error)
         if not queries:
             continue
         try:
             predictions = searcher.ground(film, queries)
         except (UserError, OSError, ValueError) as error:
-            yield from failures(batch, error)
+            yield failures(batch, error)
             continue
-        yield from predictions
-
-
-def _drop_failed(path: Path) -> None:
-    from revisionllm.eval.predictions import write_predictions
-
-    write_predictions(path, [p for p in read_predictions(path) if p.status == "ok"])
+        yield predictions
 
 
 def _merge(shards: Sequence[Path], folder: Path, wanted: set[str]) -> Path | None:

@@ -30,6 +30,7 @@ from revisionllm.eval.jsonl import (
     text_field,
     write_json_lines,
 )
+from revisionllm.files import is_ours, lock_file
 
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "failed")
@@ -187,40 +188,70 @@ def merge_shards(paths: Sequence[str | Path], out_path: str | Path) -> list[Pred
     for first, second in itertools.pairwise(merged):
         if (first.vid, first.qid) == (second.vid, second.qid):
             raise UserError(f"query {first.qid} is answered twice in the shards of {out_path}")
+    if Path(out_path).is_file() and not is_ours(out_path) and not _is_merged(out_path):
+        raise UserError(f"{out_path} holds something else than predictions; move it away")
     write_predictions(out_path, merged)
     return merged
+
+
+def _is_merged(path: str | Path) -> bool:
+    """Whether a file begins like one of ours."""
+    _, first = next(iter_json_lines(path), (0, None))
+    return isinstance(first, dict) and {"schema", "moments"} <= first.keys()
+
+
+def cut_torn_line(path: Path) -> bool:
+    """Cut off what a kill left behind the last line end of a file; whether there was something."""
+    with path.open("rb+") as file:
+        data = file.read()
+        whole_bytes = data.rfind(b"\n") + 1
+        if whole_bytes < len(data):
+            file.truncate(whole_bytes)
+        return whole_bytes < len(data)
+
+
+def answered(path: Path) -> set[str]:
+    """Query ids that a shard's file answers; nothing is changed. A torn last line answers none."""
+    return {prediction.qid for prediction in read_predictions(path)} if path.is_file() else set()
 
 
 class PredictionWriter:
     """Append-only writer that resumes: `done` holds the query ids that the file already answers.
 
     A torn last line is cut off on opening (`dropped_torn_line` is then true) and its query is not
-    in `done`. Each line is flushed, so that a kill loses at most the line being written.
+    in `done`. Each line is flushed, so that a kill loses at most the line being written. The file
+    is locked while it is open.
 
     Raises:
-        UserError: the file holds something else than predictions, or cannot be written.
+        UserError: the file holds something else than predictions, cannot be written, or another
+            process writes it.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.dropped_torn_line = False
         self.done: set[str] = set()
-        if self.path.exists():
-            self._cut_torn_line()
-            self.done = {prediction.qid for prediction in read_predictions(self.path)}
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from error
+        try:
+            lock_file(self._file, f"writes {self.path}")
+            self.dropped_torn_line = cut_torn_line(self.path)
+            self.done = {prediction.qid for prediction in read_predictions(self.path)}
+        except UserError:
+            self._file.close()
+            raise
 
-    def _cut_torn_line(self) -> None:
-        with self.path.open("rb+") as file:
-            data = file.read()
-            whole_bytes = data.rfind(b"\n") + 1
-            if whole_bytes < len(data):
-                file.truncate(whole_bytes)
-                self.dropped_torn_line = True
+    def forget_failed(self) -> None:
+        """Take the failed predictions out of the file; their queries are not `done`."""
+        kept = [p for p in read_predictions(self.path) if p.status == "ok"]
+        write_predictions(self.path, kept)
+        old, self._file = self._file, self.path.open("a", encoding="utf-8")
+        lock_file(self._file, f"writes {self.path}")
+        old.close()
+        self.done = {prediction.qid for prediction in kept}
 
     def write(self, prediction: Prediction) -> None:
         """Append one prediction."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 
 from revisionllm.errors import UserError
 from revisionllm.eval.film_search import EvalFilm, EvalQuery
+from revisionllm.files import lock_file
 from revisionllm.grounding import scores, windows
 from revisionllm.grounding.answers import parse_first_integer, parse_released_span
 
@@ -247,20 +249,24 @@ def predict_released(args, stage: str, make_log: Callable[..., dict[str, Any]]) 
 
     from revisionllm.data.feature_store import open_features
     from revisionllm.eval.prediction_run import FeatureSource, films_of, load_run
+    from revisionllm.eval.predictions import cut_torn_line
     from revisionllm.eval.released import read_logs
 
     shard, count = args.shard or 0, args.num_shards or 1
     folder = Path(args.output or Path(args.checkpoint) / "predictions" / f"{stage}_released")
     path = folder / f"predictions_streaming_{shard}.txt"
-    folder.mkdir(parents=True, exist_ok=True)
-    done = {row.query_id for row in read_logs([path])[0]} if path.is_file() else set()
     films = films_of(args)[shard::count]
     model = load_run(args)
     source = FeatureSource(
         open_features(args.features), model.config, args, model.config.adapter.kind == "clip"
     )
-    todo = [(vid, a) for vid, asked in films for a in asked if a.query_id not in done]
+    folder.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
+        lock_file(file, f"writes {path}")
+        if cut_torn_line(path):
+            print(f"{path}: dropped a torn last line", file=sys.stderr)
+        done = {row.query_id for row in read_logs([path])[0]}
+        todo = [(vid, a) for vid, asked in films for a in asked if a.query_id not in done]
         film = None
         for vid, annotation in tqdm(todo, unit="query"):
             if film is None or film.vid != vid:

@@ -80,6 +80,7 @@ def make_searcher(args: argparse.Namespace) -> PlannedSearcher:
     """Load the dense run and the long runs, and lay out the plans."""
     from revisionllm.engine.dense import DenseEngine
 
+    _check_plan(args)
     model = load_run(args)
     engine = DenseEngine(
         model,
@@ -111,6 +112,17 @@ def make_searcher(args: argparse.Namespace) -> PlannedSearcher:
         plans=plans,
         shape=llm_shape(model),
     )
+
+
+def _check_plan(args: argparse.Namespace) -> None:
+    """Refuse a wrong --plan from the runs' configs alone, before anything large is loaded."""
+    from revisionllm.model.loading import describe
+
+    given = {name: getattr(args, name) for name in ("base", "adapter_file", "stage")}
+    config, _ = describe(args.checkpoint, **{k: v for k, v in given.items() if v is not None})
+    levels = [long_level(describe(path)[0], args.zooms) for path in args.long]
+    keep = args.keep if args.cosine and args.text_features != NO_TEXT else None
+    _chosen(film_plans(config, 3600.0, keep=keep, long_levels=levels), args.plan)
 
 
 def _long_levels(args: argparse.Namespace):

@@ -7,6 +7,7 @@ small real one, the demo's own.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import sys
@@ -46,7 +47,7 @@ def choose_device(device: str = "auto") -> torch.device:
         return checked_device(device)
     chosen = "cuda" if torch.cuda.is_available() else "cpu"
     reason = torch.cuda.get_device_name() if chosen == "cuda" else "no CUDA GPU is visible"
-    _say(f"device {chosen}: {reason}")
+    say(f"device {chosen}: {reason}")
     return torch.device(chosen)
 
 
@@ -84,7 +85,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
         chosen, reason = "bfloat16", "the GPU computes in it, with the range of float32"
     else:
         chosen, reason = "float16", "the GPU has no bfloat16"
-    _say(f"dtype {chosen}: {reason}")
+    say(f"dtype {chosen}: {reason}")
     return DTYPES[chosen]
 
 
@@ -94,9 +95,9 @@ def choose_attention(attention: str, device: torch.device, dtype: torch.dtype) -
         return attention
     can_flash = device.type == "cuda" and dtype != torch.float32
     if can_flash and find_spec("flash_attn") is not None:
-        _say("attention flash_attention_2: flash-attn is installed")
+        say("attention flash_attention_2: flash-attn is installed")
         return "flash_attention_2"
-    _say("attention sdpa: " + ("flash-attn is not installed" if can_flash else "float32 or no GPU"))
+    say("attention sdpa: " + ("flash-attn is not installed" if can_flash else "float32 or no GPU"))
     return "sdpa"
 
 
@@ -303,5 +304,7 @@ def _check_loading(base: str, info: dict[str, Any]) -> None:
         raise UserError(f"base {base} does not fit its config: " + "; ".join(parts))
 
 
-def _say(text: str) -> None:
-    print(f"revisionllm: {text}", file=sys.stderr)
+def say(text: str) -> None:
+    """A line on stderr; of several processes that do the same, the first one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"revisionllm: {text}", file=sys.stderr)

@@ -89,6 +89,9 @@ class RunConfig:
     clip: str | None = field(
         default=None, metadata={"help": "CLIP: local folder or file, or open_clip name"}
     )
+    clip_fingerprint: str | None = field(
+        default=None, metadata={"help": "of the CLIP that made the features it was trained on"}
+    )
     adapter: AdapterConfig = field(
         default_factory=AdapterConfig, metadata={"help": "adapter kind, dimensions and options"}
     )

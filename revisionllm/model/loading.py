@@ -10,7 +10,6 @@ Training, evaluation and the commands use nothing else.
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -28,6 +27,7 @@ from revisionllm.model.base import (
     choose_dtype,
     load_base,
     load_tokenizer,
+    say,
 )
 from revisionllm.model.config import (
     ADAPTER_NAME,
@@ -105,7 +105,7 @@ def load_model(
     for folder in apart:
         model.attach_lora(load_lora(llm, folder, trainable=lora_mode == "train"))
     model.eval().to(chosen_device)
-    print(f"revisionllm: {describe_parameters(model)}", file=sys.stderr)
+    say(describe_parameters(model))
     return model
 
 
@@ -148,7 +148,7 @@ def _load_adapter(config: RunConfig, weights: AdapterWeights | None, hidden_size
         )
     adapter = build_adapter(config.adapter)
     if weights is None:
-        print(f"revisionllm: new {config.adapter.kind} adapter, not trained yet", file=sys.stderr)
+        say(f"new {config.adapter.kind} adapter, not trained yet")
     else:
         files = ", ".join(sorted({file for file, _ in weights.origin.values()}))
         check_tensors(weights.tensors, adapter.state_dict(), files)
@@ -197,14 +197,15 @@ def provenance() -> dict[str, Any]:
 
 
 def describe_parameters(model: GroundingModel) -> str:
-    """Parameter counts in one line, in millions: LLM, LoRA, adapter, trainable."""
+    """Parameter counts in one line, in millions: LLM, LoRA, adapter, trainable if any."""
     groups = {"LLM": [], "LoRA": [], "adapter": []}
     for name, parameter in model.named_parameters():
         group = "LoRA" if ".lora_" in name else "LLM" if name.startswith("llm.") else "adapter"
         groups[group].append(parameter)
     counts = [f"{group} {_millions(parameters)}" for group, parameters in groups.items()]
-    trainable = _millions(p for p in model.parameters() if p.requires_grad)
-    return f"parameters: {', '.join(counts)}, trainable {trainable}"
+    trained = [p for p in model.parameters() if p.requires_grad]
+    counts += [f"trainable {_millions(trained)}"] if trained else []
+    return f"parameters: {', '.join(counts)}"
 
 
 def _millions(parameters: Iterator[nn.Parameter] | list[nn.Parameter]) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from revisionllm.model.base import DTYPES, choose_attention, choose_device, choose_dtype
-from revisionllm.model.config import AdapterConfig
+from revisionllm.model.config import AdapterConfig, is_run_folder, read_config
 from revisionllm.model.llama import GroundingModel
 from revisionllm.model.loading import describe, load_model
 from revisionllm.model.lora import new_lora
@@ -30,6 +31,14 @@ def starting_adapter(args: TrainArguments) -> AdapterConfig:
     source = args.init_lora or args.base
     settings = _config_settings(args) | _adapter_settings(args, source)
     return describe(source, **settings)[0].adapter
+
+
+def known_clip(args: TrainArguments) -> str | None:
+    """Fingerprint of the CLIP whose features the start was trained on; None if nothing says."""
+    source = args.init_adapter or args.init_lora
+    if not source or not is_run_folder(Path(source)):
+        return None
+    return read_config(source).clip_fingerprint
 
 
 def initial_model(args: TrainArguments, *, dtype: str, offload: bool = False) -> GroundingModel:

@@ -1,4 +1,4 @@
-"""What a run tells: a line with ETA on stderr and in log.txt, metrics.jsonl, TensorBoard."""
+"""Training logs: a line with ETA on stderr and in log.txt, metrics.jsonl, TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import logging
 import resource
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import TrainerCallback
 
 from revisionllm.files import write_text
@@ -18,6 +20,7 @@ from revisionllm.files import write_text
 log = logging.getLogger("revisionllm.train")
 
 METRICS = "metrics.jsonl"
+LIBRARIES = r"(torch|transformers|accelerate|peft|deepspeed)(\.|$)"
 
 
 def set_up_logging(run: Path, *, is_main: bool) -> None:
@@ -35,6 +38,10 @@ def set_up_logging(run: Path, *, is_main: bool) -> None:
         root.addHandler(handler)
     for name in ("DeepSpeed", "transformers", "accelerate", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # what these warn of is between them and us: their tests and ours see it
+    warnings.filterwarnings("ignore", module=LIBRARIES)
+    if not (is_main and sys.stderr.isatty()):
+        transformers.utils.logging.disable_progress_bar()
 
 
 def drop_metrics_after(run: Path, step: int) -> None:

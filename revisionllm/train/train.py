@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from revisionllm.errors import UserError, run_entry_point
-from revisionllm.files import read_json, write_json
+from revisionllm.files import MADE_BY, is_same, locked, read_json, write_json
 from revisionllm.train.arguments import (
     NO_DEEPSPEED,
     TrainArguments,
@@ -35,7 +36,9 @@ from revisionllm.train.arguments import (
 
 log = logging.getLogger("revisionllm.train")
 
+PER_DEVICE = "per_device_batch_size"
 ARGS_NAME = "args.json"
+LOCK_NAME = ".lock"
 # may differ when a run is continued: they change nothing about what is learned
 FREE_ARGUMENTS = {
     "num_workers",
@@ -43,6 +46,7 @@ FREE_ARGUMENTS = {
     "logging_steps",
     "output_dir",
     "gradient_checkpointing",
+    PER_DEVICE,  # a step holds the same questions; sums are rounded in another order
 }
 
 
@@ -57,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         train(args)
         return 0
 
-    return run_entry_point(work, "train")
+    return run_entry_point(work, "train", rank=rank())
 
 
 def stand_alone() -> None:
@@ -89,18 +93,28 @@ def train(args: TrainArguments) -> None:
     Raises:
         UserError: data that cannot be used, or a run folder made with other arguments.
     """
+    run = Path(args.output_dir)
+    check_output(args, run)
+    alone = locked(run / LOCK_NAME, f"trains in {run}") if rank() == 0 else nullcontext()
+    with alone:
+        train_alone(args, run)
+
+
+def train_alone(args: TrainArguments, run: Path) -> None:
+    """`train` in a run folder that no other command trains in."""
     from revisionllm.train import checkpoints
     from revisionllm.train.run_log import set_up_logging
     from revisionllm.train.trainer import total_steps
 
-    run = Path(args.output_dir)
     set_up_logging(run, is_main=rank() == 0)
     dataset, sampler = training_data(args)
     steps = total_steps(args, sampler)
     facts = {"total_steps": steps, "world_size": world_size(), "arguments": asdict(args)}
+    facts["data"] = dataset.fingerprint()
     checkpoint = checkpoints.newest_complete(run)
     if checkpoint is not None:
-        check_same(checkpoint.facts, facts, run)
+        for line in check_same(checkpoint.facts, facts, run):
+            log.info(line)
         if is_finished(run, checkpoint, steps):
             log.info("%s is trained already: %d steps; nothing to do", run, steps)
             return
@@ -109,16 +123,34 @@ def train(args: TrainArguments) -> None:
         log.info(line)
     trainer = build_trainer(args, sampler, checkpoint, facts)
     if rank() == 0:
-        write_json(run / ARGS_NAME, facts)
+        write_json(run / ARGS_NAME, {"made_by": MADE_BY} | facts)
     trainer.train()
     save(trainer, run)
+
+
+def check_output(args: TrainArguments, run: Path) -> None:
+    """Refuse a run folder that holds something else, or that the run starts from.
+
+    Raises:
+        UserError: says which.
+    """
+    from revisionllm.model.config import CONFIG_NAME, is_run_folder
+
+    for name in ("base", "init_projector", "init_lora", "init_adapter", "features"):
+        source = getattr(args, name)
+        if source and is_same(run, source):
+            raise UserError(f"--output_dir {run} is also --{name}; write to another folder")
+    if (run / CONFIG_NAME).exists() and not is_run_folder(run):
+        raise UserError(f"--output_dir {run} holds another {CONFIG_NAME}; choose another folder")
+    if run.exists() and not run.is_dir():
+        raise UserError(f"--output_dir {run} is a file; choose another name")
 
 
 def build_trainer(
     args: TrainArguments, sampler: Any, checkpoint: Any, facts: dict[str, Any]
 ) -> Any:
     """Model, batches, log and what resumes, put together."""
-    from revisionllm.train.initial import initial_model, training_dtype
+    from revisionllm.train.initial import initial_model, known_clip, training_dtype
     from revisionllm.train.losses import QuestionLosses
     from revisionllm.train.run_log import RunLog
     from revisionllm.train.trainer import GroundingTrainer, Resume, WholeRun, trainer_arguments
@@ -131,6 +163,7 @@ def build_trainer(
             warnings.simplefilter("ignore", FutureWarning)
             model.llm.gradient_checkpointing_enable({"use_reentrant": False})
     describe_run(args, model, steps, sampler)
+    model.config.clip_fingerprint = known_clip(args) or sampler.dataset.clip_fingerprint()
     batches = WholeRun(sampler, steps, first_step=checkpoint.step if checkpoint else 0)
     trainer = GroundingTrainer(
         QuestionLosses(model),
@@ -168,8 +201,9 @@ def training_data(args: TrainArguments) -> tuple[Any, Any]:
     from revisionllm.data.dataset import build_dataset
     from revisionllm.data.sampler import QuestionBatchSampler
     from revisionllm.data.samples import SampleSpec
-    from revisionllm.train.initial import starting_adapter
+    from revisionllm.train.initial import known_clip, starting_adapter
 
+    adapter = starting_adapter(args)
     spec = SampleSpec(
         stage=args.stage,
         question=args.question,
@@ -178,7 +212,7 @@ def training_data(args: TrainArguments) -> tuple[Any, Any]:
         feature_fps=args.feature_fps,
         adapter_output=args.row.adapter_output,
         needs_text=args.row.needs_text,
-        reads_sentence=args.row.needs_text and starting_adapter(args).reads_sentence,
+        reads_sentence=args.row.needs_text and adapter.reads_sentence,
         time_mapping=args.time_mapping,
         negatives_per_positive=args.negatives_per_positive,
         questions_per_window=args.questions_per_window if args.is_packed else 1,
@@ -195,6 +229,8 @@ def training_data(args: TrainArguments) -> tuple[Any, Any]:
         text_features=args.text_features,
         seed=args.seed,
         skip_bad=args.skip_bad,
+        feature_dim=adapter.feature_dim,
+        clip_fingerprint=known_clip(args),
     )
     sampler = QuestionBatchSampler(
         dataset,
@@ -221,11 +257,15 @@ def is_offloaded(args: TrainArguments) -> bool:
     return "offload_param" in config.get("zero_optimization", {})
 
 
-def check_same(old: dict[str, Any], new: dict[str, Any], run: Path) -> None:
-    """A run is continued with the arguments it was started with.
+def check_same(old: dict[str, Any], new: dict[str, Any], run: Path) -> list[str]:
+    """A run is continued with the arguments and the data that it was started with.
+
+    Returns:
+        What differs and may: how a step is spread over devices. Its questions are the same; sums
+        are rounded in another order.
 
     Raises:
-        UserError: lists what differs.
+        UserError: lists what differs and may not.
     """
     # an argument that the older run did not have yet had its default's effect
     before = json.loads(json.dumps(asdict(TrainArguments()))) | old["arguments"]
@@ -235,16 +275,39 @@ def check_same(old: dict[str, Any], new: dict[str, Any], run: Path) -> None:
         for name, value in now.items()
         if name not in FREE_ARGUMENTS and before.get(name) != value
     ]
-    differ += [
-        f"{name} was {old[name]}, is {new[name]}"
-        for name in ("world_size", "total_steps")
-        if old[name] != new[name]
+    if old["total_steps"] != new["total_steps"]:
+        differ.append(f"total_steps was {old['total_steps']}, is {new['total_steps']}")
+    changed = data_changes(old.get("data"), new.get("data", {}))
+    if changed:
+        raise UserError(
+            f"{run} was started with other data: {changed}; put the old files back to continue it,"
+            " or give another --output_dir"
+        )
+    spread = [
+        f"{name} was {was}, is {is_now}; a step holds the same questions, losses may differ in"
+        " their last digits"
+        for name, was, is_now in (
+            ("the number of devices", old["world_size"], new["world_size"]),
+            (f"--{PER_DEVICE}", before[PER_DEVICE], now[PER_DEVICE]),
+        )
+        if was != is_now
     ]
+    if old["world_size"] != new["world_size"] and now["deepspeed"] != NO_DEEPSPEED:
+        differ.append(
+            f"the number of devices was {old['world_size']}, is {new['world_size']}, which"
+            f" DeepSpeed's checkpoints do not allow (those of --deepspeed {NO_DEEPSPEED} do)"
+        )
     if differ:
         raise UserError(
             f"{run} was started with other arguments: {'; '.join(differ)}; give the old ones to"
             " continue it, or another --output_dir"
         )
+    return spread
+
+
+def data_changes(old: dict[str, str] | None, new: dict[str, str]) -> str:
+    """Which parts of the data are others than before; empty if none, or if none were noted."""
+    return ", ".join(name for name in new if old and old.get(name, new[name]) != new[name])
 
 
 def is_finished(run: Path, checkpoint: Any, steps: int) -> bool:
@@ -269,8 +332,6 @@ def describe_run(args: TrainArguments, model: Any, steps: int, sampler: Any) -> 
 
 def save(trainer: Any, run: Path) -> None:
     """Write the run folder from the trained model, gathering what ZeRO-3 has spread."""
-    from contextlib import nullcontext
-
     from revisionllm.model.loading import save_run
 
     model, gathered = trainer.model.model, nullcontext()

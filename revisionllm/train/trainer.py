@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from revisionllm.data.sampler import QuestionBatchSampler
+from revisionllm.errors import UserError
 from revisionllm.train import checkpoints
 from revisionllm.train.arguments import NO_DEEPSPEED, TrainArguments
 from revisionllm.train.checkpoints import Checkpoint
@@ -146,12 +147,32 @@ class GroundingTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
     ) -> Tensor | tuple[Tensor, Tensor]:
         losses = model(**inputs)
+        if not torch.isfinite(losses).all():
+            raise not_finite(losses, inputs["query_ids"], self.state.global_step + 1)
         if len(losses) != self.args.per_device_train_batch_size:
             raise RuntimeError(
                 f"{len(losses)} questions in a batch of {self.args.per_device_train_batch_size}"
             )
         loss = losses.mean()
         return (loss, losses) if return_outputs else loss
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Linear warm-up, then a cosine to 0. No step has rate 0: the first and last learn, too."""
+        warmup = self.args.get_warmup_steps(num_training_steps)
+
+        def share(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            passed = (step - warmup) / max(1, num_training_steps - warmup)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, passed)))
+
+        if self.lr_scheduler is None:
+            chosen = optimizer or self.optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, share)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     @property
     def engine(self) -> Any:
@@ -191,7 +212,11 @@ class GroundingTrainer(Trainer):
             self._load_trained(load_file(folder / WEIGHTS))
             self.optimizer.load_state_dict(_load(folder / "optimizer.pt"))
         self.lr_scheduler.load_state_dict(_load(folder / "scheduler.pt"))
-        set_random_state(_load(folder / f"random-{self.args.process_index}.pt"))
+        random = folder / f"random-{self.args.process_index}.pt"
+        if random.is_file():
+            set_random_state(_load(random))
+        else:  # of a device that the checkpoint's run did not have
+            torch.manual_seed(self.args.seed * 1009 + self.args.process_index + checkpoint.step)
         self.state.global_step = checkpoint.step
         self._globalstep_last_logged = checkpoint.step
 
@@ -212,8 +237,22 @@ class GroundingTrainer(Trainer):
             parameter.copy_(tensors[name])
 
 
+def not_finite(losses: Tensor, query_ids: list, step: int) -> UserError:
+    """The error of a step with losses that are no numbers; to be raised."""
+    flat = [i for row in query_ids for i in (row if isinstance(row, list) else [row])]
+    bad = [i for i, fine in zip(flat, torch.isfinite(losses).tolist(), strict=True) if not fine]
+    named = ", ".join(map(str, bad[:5])) + (" ..." if len(bad) > 5 else "")
+    return UserError(
+        f"the loss of step {step} is not finite for queries {named}: too high a learning rate, or"
+        " broken weights? The checkpoints before it are whole"
+    )
+
+
 class Resume(TrainerCallback):
-    """Loads the checkpoint when everything is built, or seeds each process of a fresh run."""
+    """Loads the checkpoint when everything is built, or seeds each process of a fresh run.
+
+    Also has the first and the last step logged, whatever --logging_steps says.
+    """
 
     def __init__(self, trainer: GroundingTrainer, checkpoint: Checkpoint | None) -> None:
         self.trainer, self.checkpoint = trainer, checkpoint
@@ -223,6 +262,10 @@ class Resume(TrainerCallback):
             self.trainer.resume(self.checkpoint)
         else:  # dropout differs between processes
             torch.manual_seed(args.seed * 1009 + args.process_index)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step in (1, state.max_steps):
+            control.should_log = True  # on every process: they add their losses up
 
 
 def random_state() -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ setup(
     extras_require={
         "flash": ["flash-attn"],
         "gguf": ["gguf"],
-        "train": ["accelerate", "deepspeed>=0.15", "tensorboard"],
+        "train": ["accelerate>=1.1.0", "deepspeed>=0.16.4", "tensorboard>=2.18.0"],
         "lmms-eval": ["lmms-eval>=0.7.3"],
     },
     entry_points={

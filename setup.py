@@ -1,9 +1,11 @@
 """Packaging. `pip install -e .` installs the package and the `revisionllm` command."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 REQUIREMENTS = [
@@ -16,7 +18,22 @@ VERSION = re.search(
     r'__version__ = "(.+)"', (HERE / "revisionllm" / "__init__.py").read_text(encoding="utf-8")
 )[1]
 
+
+
+class BuildWithWeights(build_py):
+    """A wheel brings the demo's weights with it, inside the package; an editable install has them
+    in the repository."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "revisionllm" / "weights" / "demo"
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(HERE / "checkpoints" / "demo", target)
+
+
 setup(
+    cmdclass={"build_py": BuildWithWeights},
     name="revisionllm",
     version=VERSION,
     description="Find when an event happens in an hour-long video, from one sentence.",

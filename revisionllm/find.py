@@ -21,6 +21,11 @@ from revisionllm.grounder import (
     default_features_dir,
 )
 
+DEMO_HINT = (
+    "revisionllm find: these are the demo's weights, which know rendered films alone; for real"
+    " footage give --checkpoint RUN (checkpoints/README.md says where to get one)"
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
@@ -69,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command. Returns the exit code."""
     from revisionllm.data.video import probe
+    from revisionllm.data.video_file import film_comment
     from revisionllm.grounder import Grounder
     from revisionllm.grounding.windows import dense_windows
 
@@ -76,6 +82,9 @@ def run(args: argparse.Namespace) -> int:
     if args.view:
         claim_output(args.view, inputs=[args.video], overwrite=args.overwrite)
     probe(args.video)  # a bad file is told before the model is loaded
+    demo_weights = args.checkpoint.resolve() == DEFAULT_CHECKPOINT
+    if demo_weights and "made_by" not in film_comment(args.video):
+        print(DEMO_HINT, file=sys.stderr)
     grounder = Grounder.from_checkpoint(args.checkpoint, long_runs=args.long, device=args.device)
     grounder.clip.encode_texts(args.sentences)  # and so is a sentence that is too long
     film = grounder.open_film(args.video, features_dir=args.features_dir)

@@ -34,9 +34,19 @@ from revisionllm.eval.plans import (
     long_listing,
 )
 
-DEMO_WEIGHTS = Path(__file__).resolve().parents[1] / "checkpoints" / "demo"
+PACKAGE = Path(__file__).resolve().parent
+# in the repository, or inside an installed wheel
+DEMO_WEIGHTS = next(
+    (
+        place
+        for place in (PACKAGE.parent / "checkpoints" / "demo", PACKAGE / "weights" / "demo")
+        if place.is_dir()
+    ),
+    PACKAGE.parent / "checkpoints" / "demo",
+)
 DEFAULT_CHECKPOINT = DEMO_WEIGHTS / "dense"
 DEFAULT_LONG_RUNS = (DEMO_WEIGHTS / "long_100", DEMO_WEIGHTS / "long_33")
+MAX_SENTENCE = 2000  # characters; CLIP reads 77 tokens
 SEARCHES = ("planned", "recursive", "exhaustive")
 
 
@@ -81,6 +91,13 @@ def check_sentences(sentences: Sequence[str]) -> None:
     for number, sentence in enumerate(sentences, 1):
         if not any(character.isalnum() for character in sentence):
             raise UserError(f"sentence {number} has no words: {sentence!r}; describe one event")
+        if any("\ud800" <= letter <= "\udfff" for letter in sentence):
+            raise UserError(f"sentence {number} is not UTF-8 text: {sentence!r}")
+        if len(sentence) > MAX_SENTENCE:
+            raise UserError(
+                f"sentence {number} has {len(sentence)} characters, at most {MAX_SENTENCE} are"
+                " read; describe one event"
+            )
 
 
 class Grounder:

@@ -58,6 +58,16 @@ def open_video(path: str | os.PathLike) -> Iterator[tuple[InputContainer, VideoS
         yield container, stream
 
 
+def film_comment(path: str | os.PathLike) -> str:
+    """What the file says about itself in its comment tag; the demo's films name their maker there.
+
+    Raises:
+        UserError: not a readable video.
+    """
+    with open_video(path) as (container, _):
+        return container.metadata.get("comment", "")
+
+
 def is_film(path: str | os.PathLike) -> bool:
     """Whether FFmpeg opens the file as a video; nothing is decoded."""
     try:

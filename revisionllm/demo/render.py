@@ -25,7 +25,7 @@ from revisionllm.demo.world import (
     Shot,
     pose_of,
 )
-from revisionllm.files import replacing
+from revisionllm.files import MADE_BY, replacing
 
 ANGLE_STEPS = 32  # sprites are cached by angle in 1/32 turns and by radius in half pixels
 RGB = {
@@ -243,6 +243,7 @@ def write_film(
 
     path = Path(path)
     with replacing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+        container.metadata["comment"] = f"made_by: {MADE_BY} demo"
         stream = _film_stream(container, fps)
         source = frames(plan, fps)
         for image in progress(source) if progress else source:

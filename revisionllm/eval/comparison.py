@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from revisionllm.data.feature_store import check_key
 from revisionllm.errors import UserError
 from revisionllm.eval import figures
 from revisionllm.eval.metrics import Interval, paired_difference
@@ -172,13 +173,17 @@ def qualitative_png(bars: Bars, films: str | Path | None) -> bytes:
 
 
 def find_film(films: str | Path | None, vid: str) -> Path | None:
-    """The film's file: `films` itself if it is a file, or `<films>/<vid>.<mp4, ...>`."""
+    """The film's file: `films` itself if it is a file, or `<films>/<vid>.<mp4, ...>`.
+
+    Raises:
+        UserError: an id that would lead out of the folder.
+    """
     if films is None:
         return None
     films = Path(films)
     if films.is_file():
         return films
-    names = [films / f"{vid}{suffix}" for suffix in FILM_SUFFIXES]
+    names = [films / f"{check_key(vid)}{suffix}" for suffix in FILM_SUFFIXES]
     return next((path for path in names if path.is_file()), None)
 
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from revisionllm.eval import comparison, figures
 from revisionllm.eval.scoring import Scored
-from revisionllm.eval.tables import Table, markdown
+from revisionllm.eval.tables import Table, markdown, plain_markdown
+from revisionllm.files import MADE_BY
 
 NOTES = (
     "Field convention: IoU not rounded, a hit is IoU >= threshold, failed and missing queries are "
@@ -112,19 +113,26 @@ def markdown_page(
         pictures: caption -> file name beside the page.
     """
     first = next(iter(runs.values()))
-    lines = [f"# {' / '.join(runs)}", "", f"{first.report['num_queries']} queries. {_notes(first)}"]
+    lines = [
+        f"# {plain_markdown(' / '.join(runs))}",
+        "",
+        f"{first.report['num_queries']} queries. {_notes(first)}",
+    ]
     for title, table in _tables(runs):
         lines += ["", f"## {title}", "", *markdown(table)]
     for caption, name in pictures.items():
-        lines += ["", f"## {caption}", "", f"![{caption}]({name})"]
+        shown = plain_markdown(caption)
+        lines += ["", f"## {shown}", "", f"![{shown}]({name})"]
     for name, scored in runs.items():
         for title, rows in _chosen(scored, num_examples):
-            lines += ["", f"## {name}: {title}", "", *markdown(_example_table(runs, rows))]
+            heading = f"## {plain_markdown(name)}: {title}"
+            lines += ["", heading, "", *markdown(_example_table(runs, rows))]
     for name, scored in runs.items():
         notes = scored.accounting.lines()
         if notes:
-            lines += ["", f"## {name}: what was not used", "", *(f"- {note}" for note in notes)]
-    return "\n".join(lines) + "\n"
+            lines += ["", f"## {plain_markdown(name)}: what was not used", ""]
+            lines += [f"- {plain_markdown(note)}" for note in notes]
+    return "\n".join([*lines, "", f"<!-- made_by: {MADE_BY} -->"]) + "\n"
 
 
 def _notes(scored: Scored) -> str:

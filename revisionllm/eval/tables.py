@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 from revisionllm.eval.scoring import Scored
@@ -86,8 +87,14 @@ def markdown(table: Table) -> list[str]:
     """A table in Markdown."""
     head, rows = table
     ruler = ["---", *["---:"] * (len(head) - 1)]
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return [f"| {' | '.join(row)} |" for row in [head, ruler, *escaped]]
+    escaped = [[plain_markdown(cell) for cell in row] for row in [head, *rows]]
+    return [f"| {' | '.join(row)} |" for row in [escaped[0], ruler, *escaped[1:]]]
+
+
+def plain_markdown(text: str) -> str:
+    """Text as it is shown in Markdown: one line, no tags, no cell ends, no links or pictures."""
+    line = escape(" ".join(text.split()), quote=False)
+    return line.replace("|", "\\|").replace("](", "]\\(")
 
 
 def csv_text(report: Mapping[str, Any]) -> str:

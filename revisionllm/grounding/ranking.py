@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ Range = tuple[float, float]
 
 VETO_FACTOR = 0.1  # a moment that the coarse levels contradict ranks behind those they support
 _LEAST_CHANCE = 1e-5  # keeps log odds finite
+BLOCK_ROWS = 1024
 _CHANCE_FLOOR = 1e-4  # of a stretch that no answer names: the LLM may be wrong
 _ROUNDING = 1e-5  # how far a probability in half or single precision may leave 0..1
 REPEATED_IOU = 0.3  # ranges that overlap by more are about the same event
@@ -262,13 +263,15 @@ def second_looks(
     if not answers:
         return np.zeros(len(found)), np.zeros(len(found))
     bounds = np.array([(a.start_s, a.end_s) for a in answers])
-    starts_s, ends_s = found.spans_s[:, :1], found.spans_s[:, 1:]
-    shared_s = np.minimum(ends_s, bounds[:, 1]) - np.maximum(starts_s, bounds[:, 0])
-    shares = np.clip(shared_s / (ends_s - starts_s), 0.0, 1.0)
-    rows = np.arange(len(found))
-    shares[rows, found.answer] = 0.0
-    other = shares.argmax(axis=1)
-    share = shares[rows, other]
+    other, share = np.zeros(len(found), dtype=np.int64), np.zeros(len(found))
+    for rows in _blocks(len(found)):
+        starts_s, ends_s = found.spans_s[rows, :1], found.spans_s[rows, 1:]
+        shared_s = np.minimum(ends_s, bounds[:, 1]) - np.maximum(starts_s, bounds[:, 0])
+        shares = np.clip(shared_s / (ends_s - starts_s), 0.0, 1.0)
+        places = np.arange(len(shares))
+        shares[places, found.answer[rows]] = 0.0
+        other[rows] = shares.argmax(axis=1)
+        share[rows] = shares[places, other[rows]]
     says = log_odds(np.clip([a.presence for a in answers], 0.0, 1.0))
     return says[other] * share, share
 
@@ -277,8 +280,19 @@ def _best_overlap(
     spans_s: np.ndarray, ranges: Sequence[Range], scores: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
     bounds = np.array(ranges)
-    touching = (spans_s[:, :1] < bounds[None, :, 1]) & (bounds[None, :, 0] < spans_s[:, 1:])
-    return touching.any(axis=1), np.where(touching, np.array(scores), 0.0).max(axis=1)
+    touched, best = np.zeros(len(spans_s), dtype=bool), np.zeros(len(spans_s))
+    for rows in _blocks(len(spans_s)):
+        starts_s, ends_s = spans_s[rows, :1], spans_s[rows, 1:]
+        touching = (starts_s < bounds[None, :, 1]) & (bounds[None, :, 0] < ends_s)
+        touched[rows] = touching.any(axis=1)
+        best[rows] = np.where(touching, np.array(scores), 0.0).max(axis=1)
+    return touched, best
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    """0..count-1 in pieces, so that tables of all pairs stay small in films of many hours."""
+    for first in range(0, count, BLOCK_ROWS):
+        yield slice(first, first + BLOCK_ROWS)
 
 
 def _table(rows: list[tuple], duration_s: float) -> Candidates:

@@ -31,6 +31,7 @@ VERDICT_COLOURS = {"found": INK, "absent": SOFT, "failed": BAD}
 LABEL_CHARACTERS = 40  # a line of the sentence; two lines are shown
 ROW_INCHES = 0.62
 DOTS_PER_INCH = 150
+MAX_ROWS = 200  # a taller picture takes minutes and gigabytes, and no viewer shows it
 _FAINTEST = 0.35  # opacity of a marker with score 0
 
 
@@ -51,7 +52,8 @@ def write_timeline(
     Args:
         path: the PNG file.
         duration_s: length of the film in seconds, > 0.
-        predictions: at least one, drawn top to bottom.
+        predictions: at least one, drawn top to bottom; of more than `MAX_ROWS` the first, which the
+            heading says.
         title: heading; empty for none.
         num_windows: how many dense windows cover the film, for "n of N windows".
 
@@ -62,6 +64,9 @@ def write_timeline(
     if not predictions:
         raise ValueError("a timeline needs at least one prediction")
     facts.check_film(duration_s, predictions)
+    if len(predictions) > MAX_ROWS:
+        title = f"{title} (the first {MAX_ROWS} of {len(predictions)} sentences)".strip()
+        predictions = predictions[:MAX_ROWS]
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure, film_axes, zoom_axes = _layout(len(predictions), title)

@@ -25,6 +25,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -55,6 +56,10 @@ SHAPES = {
 }
 FEATURE_DIM, FEATURE_FPS, WINDOW_S, FRAMES = 768, 5.0, 125.0, 250
 SEGMENT_STRIDE_S, ZOOMS, LEVELS = 25.0, (4, 2, 1), (100, 33)
+# transformers 5.24 gave the argument of `forward` another name and takes the old one until 5.40
+CACHE_ARGUMENT = (
+    "cache" if "cache" in signature(LlamaForCausalLM.forward).parameters else "past_key_values"
+)
 BATCH, NEW_TOKENS, ABSENT_TOKENS = 16, 12, 5  # of the plain loop
 CHECKED = 3  # segment answers that are compared with the plain reference's
 
@@ -176,7 +181,7 @@ def plain_batch(model: GroundingModel, film: Film, steps: int, *, released: bool
     for _ in range(steps):
         output = model.llm(
             input_ids=output.logits[:, -1:].argmax(-1),
-            past_key_values=output.past_key_values,
+            **{CACHE_ARGUMENT: output.past_key_values},
             use_cache=True,
             output_hidden_states=released,
         )
@@ -262,7 +267,7 @@ def plain_retrieval_s(model: GroundingModel, film: Film, args) -> float:
         for _ in range(NEW_TOKENS - 1):
             output = model.llm(
                 input_ids=output.logits[:, -1:].argmax(-1),
-                past_key_values=output.past_key_values,
+                **{CACHE_ARGUMENT: output.past_key_values},
                 use_cache=True,
             )
 

@@ -274,7 +274,7 @@ def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
     """Hold a lock file while the block runs, so that no other process does the same.
 
     Args:
-        path: the lock file; it is made and stays.
+        path: the lock file; it is there as long as it is held.
         what: what one process alone may do, for the message.
 
     Raises:
@@ -288,7 +288,13 @@ def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
         raise cannot_write(path, error) from error
     with file:
         lock_file(file, what)
-        yield
+        if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+            # another process held it and took it away meanwhile
+            raise UserError(f"another process {what}; run this again when it is done")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def lock_file(file: Any, what: str) -> None:

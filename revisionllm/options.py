@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
+# what torch knows and somebody may have; whether it is here, the loader checks
+DEVICE = re.compile(r"auto|(cpu|cuda|mps|xpu|npu|hpu|meta)(:\d{1,3})?")
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def problems(values: Mapping[str, Any], ranges: Overrides = RANGES) -> list[str]
     found = []
     for name, value in values.items():
         if name == "device" and isinstance(value, str) and not DEVICE.fullmatch(value):
-            found.append(f"--device {value!r} is none of auto, cpu, cuda, cuda:N, mps")
+            found.append(f"--device {value!r} is none of auto, cpu, cuda, cuda:N")
         for number in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(number, bool) or not isinstance(number, (int, float)):
                 continue

@@ -5,7 +5,7 @@
 #   sh scripts/test_versions.sh                     all of them: about ten minutes each on two cores
 #   sh scripts/test_versions.sh 3.13 oldest         one of them; further arguments go to pytest
 #
-# Pythons are looked for as python3.N and in pyenv's folder. Logs and environments: out/versions (OUT=folder).
+# Pythons are looked for as python3.N and in pyenv's folder. Logs and environments: out/versions (VERSIONS_OUT=folder).
 . "$(dirname -- "$0")/common.sh"
 help_of "-m pytest" "$@"
 
@@ -13,8 +13,7 @@ pythons="3.10 3.11 3.12 3.13"
 which="newest oldest"
 case ${1:-} in 3.*) pythons=$1 && shift ;; esac
 case ${1:-} in newest | oldest) which=$1 && shift ;; esac
-out=${OUT:-$ROOT/out/versions}
-mkdir -p "$out"
+out=${VERSIONS_OUT:-$ROOT/out/versions}
 
 python_of() { # $1: version; prints an interpreter of it
     for python in "$(command -v "python$1" || true)" "$HOME/.pyenv/versions/$1".*/bin/python; do
@@ -31,6 +30,11 @@ line() { # $1: Python, $2: newest or oldest, $3: environment, $4: log; prints a 
 }
 
 failed=0
+if [ "${DRY_RUN:-0}" = 1 ]; then
+    run sh scripts/test.sh "$@"
+    exit 0
+fi
+mkdir -p "$out"
 for version in $pythons; do
     python=$(python_of "$version") || fail "no Python $version here"
     for packages in $which; do

@@ -5,6 +5,7 @@ Everything is written beside its place and renamed: a half-written store is neve
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -17,10 +18,20 @@ import numpy as np
 
 from revisionllm.data.feature_store import HDF5_SUFFIXES, check_key
 from revisionllm.errors import UserError
-from revisionllm.files import replacing, write_json
+from revisionllm.files import (
+    MADE_BY,
+    locked,
+    read_json,
+    remove_stale,
+    replacing,
+    temporary_path,
+    write_json,
+)
 
 FORMATS = ("npy", "hdf5", "lmdb")
 FIRST_MAP_BYTES = 64 * 2**20
+SPARE_BYTES = 2**20  # for what HDF5 writes beside the data
+UNFINISHED_NAME = ".converting.json"
 
 # id, features [T, D], what the extraction recorded about them
 Record = tuple[str, np.ndarray, dict[str, Any]]
@@ -43,16 +54,24 @@ def write_features(path: str | os.PathLike, records: Iterable[Record], *, store_
         store_format: one of `FORMATS`.
 
     Raises:
-        UserError: the place is taken.
+        UserError: the place is taken, cannot be written, or another process writes it.
     """
     path = Path(path)
-    if store_format == "npy":
-        return _write_npy_folder(path, records)
+    with locked(path.with_name(f".{path.name}.lock"), f"writes {path}"):
+        if store_format == "npy":
+            return _write_npy_folder(path, records)
+        _refuse_taken(path)
+        if store_format == "hdf5":
+            return _write_hdf5(path, records)
+        return _write_features_lmdb(path, records)
+
+
+def _refuse_taken(path: Path) -> None:
     if path.exists():
         raise UserError(f"{path} exists already; choose another name or move it away")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if store_format == "hdf5":
-        return _write_hdf5(path, records)
+
+
+def _write_features_lmdb(path: Path, records: Iterable[Record]) -> int:
     metadata: dict[str, dict[str, Any]] = {}
 
     def arrays() -> Iterable[tuple[str, dict[str, np.ndarray]]]:
@@ -96,21 +115,27 @@ def write_lmdb(
     import lmdb
 
     path = Path(path)
-    if path.exists():
-        raise UserError(f"{path} exists already; choose another name or move it away")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # what an earlier, killed run left
+    _refuse_taken(path)
+    temporary = temporary_path(path)
     count = 0
-    with lmdb.open(str(temporary), map_size=FIRST_MAP_BYTES, sync=False) as environment:
-        for key, arrays in records:
-            _put(environment, check_key(key).encode(), pack_record(arrays))
-            count += 1
-        environment.sync(True)
-    (temporary / "lock.mdb").unlink(missing_ok=True)
-    if metadata:
-        write_json(temporary / "metadata.json", metadata)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(path)
+        with lmdb.open(str(temporary), map_size=FIRST_MAP_BYTES, sync=False) as environment:
+            for key, arrays in records:
+                _put(environment, check_key(key).encode(), pack_record(arrays))
+                count += 1
+            environment.sync(True)
+        (temporary / "lock.mdb").unlink(missing_ok=True)
+        if metadata:
+            write_json(temporary / "metadata.json", metadata)
+        _refuse_taken(path)
+        os.replace(temporary, path)
+    except (lmdb.Error, OSError) as error:
+        reason = os.strerror(error.errno) if getattr(error, "errno", None) else error
+        raise UserError(f"cannot write {path}: {reason}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return count
 
 
@@ -120,15 +145,49 @@ def _put(environment, key: bytes, value: bytes) -> None:
 
     while True:
         try:
+            # a full disk would end the process while the map is written, so ask for room before
+            folder = Path(environment.path())
             with environment.begin(write=True) as transaction:
+                if shutil.disk_usage(folder).free < 2 * len(value) + 2**16:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 transaction.put(key, value)
             return
         except lmdb.MapFullError:
             environment.set_mapsize(2 * environment.info()["map_size"] + len(value))
 
 
+def unfinished(folder: str | os.PathLike, made_with: dict[str, Any]) -> set[str]:
+    """Ids that a killed `write_features` of the same things has already put into a .npy folder.
+
+    Call it before writing and leave these records out; `finished` when all are there.
+
+    Args:
+        made_with: what is written, from where and how; another one's files are never taken over.
+
+    Raises:
+        UserError: the folder holds features of something else.
+    """
+    folder = Path(folder)
+    note = folder / UNFINISHED_NAME
+    there = {path.stem for path in folder.glob("*.npy")} if folder.is_dir() else set()
+    if note.is_file():
+        if read_json(note, kind=dict) != made_with:
+            raise UserError(
+                f"{folder} holds the beginning of another conversion; choose another folder or move"
+                " it away"
+            )
+        return there
+    if not there:
+        write_json(note, made_with)
+    return set()
+
+
+def finished(folder: str | os.PathLike) -> None:
+    """All records of `unfinished` are there."""
+    (Path(folder) / UNFINISHED_NAME).unlink(missing_ok=True)
+
+
 def _write_npy_folder(folder: Path, records: Iterable[Record]) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
     count = 0
     for key, features, about in records:
         path = folder / f"{check_key(key)}.npy"
@@ -142,13 +201,18 @@ def _write_npy_folder(folder: Path, records: Iterable[Record]) -> int:
 
 
 def _write_hdf5(path: Path, records: Iterable[Record]) -> int:
+    """One dataset a record. HDF5 crashes on a full disk, so room is asked for before each one."""
     import h5py
 
     count = 0
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["made_by"] = MADE_BY
         for key, features, about in records:
+            if shutil.disk_usage(path.parent).free < 2 * features.nbytes + SPARE_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             dataset = file.create_dataset(check_key(key), data=features)
             if about:
                 dataset.attrs["metadata"] = json.dumps(about)
+            file.flush()
             count += 1
     return count

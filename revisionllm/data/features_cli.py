@@ -79,14 +79,28 @@ def _convert(args: argparse.Namespace) -> int:
     import numpy as np
 
     from revisionllm.data.feature_store import open_features
-    from revisionllm.data.feature_writers import guess_format, write_features
+    from revisionllm.data.feature_writers import (
+        finished,
+        guess_format,
+        unfinished,
+        write_features,
+    )
+    from revisionllm.files import is_same
 
     source = open_features(args.source)
     store_format = args.format or guess_format(args.destination)
     keys = source.keys()
+    if is_same(args.source, args.destination):
+        raise UserError(f"{args.destination} is the source itself; choose another place")
+    done: set[str] = set()
+    if store_format == "npy":
+        about = {"source": str(source.path.resolve()), "dtype": args.dtype, "films": len(keys)}
+        done = unfinished(args.destination, about)
 
     def records() -> Iterator[tuple[str, np.ndarray, dict]]:
         for key in _with_progress(keys, "convert"):
+            if key in done:
+                continue
             with np.errstate(over="ignore"):
                 features = source.read(key).astype(args.dtype)
             if not np.isfinite(features).all():
@@ -97,7 +111,9 @@ def _convert(args: argparse.Namespace) -> int:
             about = source.metadata(key)
             yield key, features, {**about, "dtype": args.dtype} if about else {}
 
-    count = write_features(args.destination, records(), store_format=store_format)
+    count = len(done) + write_features(args.destination, records(), store_format=store_format)
+    if store_format == "npy":
+        finished(args.destination)
     print(f"{count} films: {args.source} -> {args.destination} ({store_format}, {args.dtype})")
     return 0
 

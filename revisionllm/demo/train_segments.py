@@ -24,7 +24,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
 
 from revisionllm.errors import UserError, run_entry_point
 from revisionllm.files import write_json
-from revisionllm.options import Parser
+from revisionllm.options import Parser, Range
 
 log = logging.getLogger("train_segments")
 
@@ -281,7 +281,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0], ranges={"lr": Range(0, 1e9)})
     add = parser.add_argument
     add("--run", type=Path, default=Path("checkpoints/demo/dense"), help="gives base LLM and CLIP")
     add("--init", type=Path, metavar="RUN", help="go on from the adapter of this run")

@@ -113,11 +113,8 @@ def markdown_page(
         pictures: caption -> file name beside the page.
     """
     first = next(iter(runs.values()))
-    lines = [
-        f"# {plain_markdown(' / '.join(runs))}",
-        "",
-        f"{first.report['num_queries']} queries. {_notes(first)}",
-    ]
+    about = f"{first.report['num_queries']} queries. {_notes(first)}"
+    lines = [f"# {plain_markdown(' / '.join(runs))}", "", about]
     for title, table in _tables(runs):
         lines += ["", f"## {title}", "", *markdown(table)]
     for caption, name in pictures.items():

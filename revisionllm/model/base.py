@@ -58,7 +58,7 @@ def checked_device(device: str) -> torch.device:
         UserError: no such name, or no such device here.
     """
     if not DEVICE.fullmatch(device) or device == "auto":
-        raise UserError(f"device {device!r} is none of auto, cpu, cuda, cuda:N, mps")
+        raise UserError(f"device {device!r} is none of auto, cpu, cuda, cuda:N")
     chosen = torch.device(device)
     if chosen.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -136,6 +137,16 @@ def parse_json(data: bytes) -> Any:
         raise BadRecord("not valid JSON (nested too deeply)") from error
     except ValueError as error:  # an integer of thousands of digits
         raise BadRecord(f"not valid JSON ({error})") from error
+
+
+def is_number(value: Any) -> bool:
+    """Whether a parsed value is a finite number within the range of floats, and no boolean."""
+    if type(value) not in (int, float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
 def read_json(path: str | os.PathLike, *, kind: type | None = None, mend: str = "") -> Any:

@@ -31,6 +31,7 @@ from revisionllm.data.conversations import (
     question_text,
 )
 from revisionllm.errors import UserError
+from revisionllm.files import is_number
 
 log = logging.getLogger(__name__)
 
@@ -193,8 +194,9 @@ def _checked_records(path: Path, problems: list[str]) -> Iterator[_Record]:
 def _records(path: Path, problems: list[str]) -> Iterator[_Record]:
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read annotations {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read annotations {path}: {reason}") from error
     if path.suffix == ".jsonl":
         yield from _parse_each(_json_lines(data, problems), _line_records, problems)
         return
@@ -227,7 +229,8 @@ def _parse_json(data: bytes, problems: list[str]) -> Any:
         return made
 
     try:
-        return json.loads(data.decode("utf-8", "surrogateescape"), object_pairs_hook=as_dict)
+        text = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")  # Excel's mark
+        return json.loads(text, object_pairs_hook=as_dict)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -337,10 +340,10 @@ def _sentence_problems(record: _Record) -> list[str]:
 def _time_problems(record: _Record) -> list[str]:
     found = [] if _is_id(record.video_id) else [f"the film is {_shown(record.video_id)}"]
     duration_s = record.duration_s
-    if not _is_number(duration_s) or duration_s <= 0:
+    if not is_number(duration_s) or duration_s <= 0:
         return [*found, f"the film's duration is {_shown(duration_s)}"]
     times = record.times
-    if not isinstance(times, list) or len(times) != 2 or not all(map(_is_number, times)):
+    if not isinstance(times, list) or len(times) != 2 or not all(map(is_number, times)):
         return [*found, f"the times are {_shown(times)}, not [start, end] in seconds"]
     start_s, end_s = times
     if end_s < start_s:
@@ -350,10 +353,6 @@ def _time_problems(record: _Record) -> list[str]:
     if max(start_s, end_s) > duration_s + DURATION_SLACK_S:
         found.append(f"times {start_s:g}..{end_s:g} s go beyond the film's {duration_s:g} s")
     return found
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _is_unicode(text: str) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from revisionllm.data.lmdb_records import (
+    DAMAGED,
     DEFAULT_CACHE_BYTES,
     MAX_INFLATION,
     SMALL_BYTES,
@@ -157,7 +158,7 @@ class NpyFolderStore(FeatureStore):
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError as error:
             raise self._missing(key) from error
-        except (ValueError, EOFError, OSError) as error:
+        except DAMAGED as error:
             raise self._corrupt(key, error) from error
         if not isinstance(array, np.ndarray):
             raise self._corrupt(key, "an npz archive under the name of a .npy file")

@@ -11,6 +11,7 @@ import os
 import struct
 import sys
 import threading
+import tokenize
 import weakref
 import zipfile
 import zlib
@@ -185,6 +186,7 @@ def pick_array(arrays: dict[str, np.ndarray], names: tuple[str, ...]) -> np.ndar
 DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError, TypeError),
     *(NotImplementedError, RuntimeError, OverflowError, MemoryError, SyntaxError, struct.error),
+    tokenize.TokenError,
 )
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from revisionllm.errors import UserError
-from revisionllm.files import BadRecord, parse_json, read_json, write_text
+from revisionllm.files import BadRecord, is_number, parse_json, read_json, write_text
 
 __all__ = ["BadRecord", "parse_json", "read_json"]  # of files.py; readers find all in one place
 
@@ -96,7 +95,7 @@ def optional_text(record: dict[str, Any], name: str) -> str | None:
 def number_field(record: Any, name: str) -> float:
     """The field as a finite float. Raises BadRecord otherwise."""
     value = record.get(name) if isinstance(record, dict) else None
-    if type(value) not in NUMBER_TYPES or not _is_finite(value):
+    if not is_number(value):
         raise BadRecord(f"field {name!r} must be a finite number, got {_short(value)}")
     return float(value)
 
@@ -141,13 +140,6 @@ def write_json_lines(path: str | Path, records: Iterable[Any]) -> None:
     """Write one JSON object per line, atomically."""
     lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
     write_text(path, "".join(line + "\n" for line in lines))
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond the range of floats
-        return False
 
 
 def _short(value: Any) -> str:

@@ -6,11 +6,12 @@ Platt scaling: Platt 1999, with his smoothed targets. Isotonic: pool adjacent vi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+
+from revisionllm.files import is_number
 
 _RIDGE = 0.1  # on standardised weights: keeps the fit finite where the labels are separable
 _NEWTON_STEPS = 100
@@ -63,7 +64,7 @@ def from_dict(record: Mapping) -> Calibration:
         ValueError: the kind is unknown, or fields are missing, foreign or of another kind.
     """
     kinds = {"logistic": LogisticCalibration, "isotonic": IsotonicCalibration}
-    if record.get("kind") not in kinds:
+    if not isinstance(record.get("kind"), str) or record["kind"] not in kinds:
         raise ValueError(
             f"calibration kind must be one of {sorted(kinds)}, got {record.get('kind')!r}"
         )
@@ -85,7 +86,7 @@ def _check_fields(calibration: Calibration) -> None:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("the names of its parts are not texts")
     for numbers in lists:
-        if not isinstance(numbers, list) or not all(map(_is_number, numbers)):
+        if not isinstance(numbers, list) or not all(map(is_number, numbers)):
             raise ValueError("it holds something else than finite numbers")
     if calibration.kind == "logistic":
         if len(names) != len(lists[0]) or len(set(names)) != len(names):
@@ -95,15 +96,6 @@ def _check_fields(calibration: Calibration) -> None:
     rises = len(knots) == len(values) > 0 and (np.diff(knots) >= 0).all()
     if not rises or (np.diff(values) < 0).any() or values.min() < 0 or values.max() > 1:
         raise ValueError("its knots and values must rise together, the values from 0 to 1")
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond the range of floats
-        return False
 
 
 def fit_logistic(

@@ -68,7 +68,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_records(path: Path) -> Iterable[tuple[Any, Any]]:
     """(label, record) of a file that is either a JSON list or JSONL."""
     with path.open("rb") as file:
-        start = file.read(256).lstrip()
+        start = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"["):
         return ((f"item {index}", record) for index, record in enumerate(read_json(path)))
     return iter_json_lines(path)

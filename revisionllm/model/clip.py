@@ -29,6 +29,7 @@ from revisionllm.constants import LINE_BREAKS
 from revisionllm.errors import UserError, reading
 from revisionllm.files import read_json, replacing, write_json
 from revisionllm.model.base import checked_device, spare_time_outs
+from revisionllm.versions import warn_if_newer
 
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAME = "open_clip_model.safetensors"
@@ -252,6 +253,7 @@ def load_clip(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     checked_device(device)
+    warn_if_newer()
     name = os.fspath(path_or_name)
     path = Path(name)
     if path.is_dir():
@@ -365,6 +367,8 @@ def _load_open_clip(name: str, open_clip_name: str, tag: str | None, **options):
             tokenizer = open_clip.get_tokenizer(open_clip_name, trust_remote_code=False)
         except TypeError:  # open_clip's own tokenizer runs no code and does not know the argument
             tokenizer = open_clip.get_tokenizer(open_clip_name)
+        tokenizer(["a man opens the door."])  # what its files lack would show later
+        _count_tokens(tokenizer, "a man opens the door.")
     if not _is_clip_text(model, tokenizer):
         raise UserError(f"the text tower of {name} is not CLIP's own; choose a CLIP that has one")
     return model, tokenizer

@@ -259,7 +259,7 @@ def _map_paths(config: RunConfig, change: Any) -> RunConfig:
 def _absolute(path: str, folder: Path) -> str:
     """Seen from the run folder if something is there or the path says so; else an id, unchanged."""
     seen = folder / path
-    is_path = path.startswith(".") or path in (ADAPTER_NAME, LORA_NAME) or seen.exists()
+    is_path = path.startswith(".") or path in (ADAPTER_NAME, LORA_NAME) or os.path.exists(seen)
     return os.path.normpath(seen) if path and is_path else path
 
 

@@ -9,6 +9,7 @@ Training, evaluation and the commands use nothing else.
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -47,6 +48,7 @@ from revisionllm.model.released import (
     released_run,
 )
 from revisionllm.model.tensors import check_tensors, write_tensors
+from revisionllm.versions import warn_if_newer
 
 LORA_MODES = ("merge", "frozen", "train")
 RECORDED_LIBRARIES = ("torch", "transformers", "peft", "safetensors")
@@ -83,6 +85,8 @@ def load_model(
     """
     if lora_mode not in LORA_MODES:
         raise UserError(f"lora_mode {lora_mode!r} is not one of {LORA_MODES}")
+    if os.environ.get("RANK", "0") == "0":
+        warn_if_newer()
     config, weights = describe(source, **overrides)
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)

@@ -14,6 +14,8 @@ import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -192,6 +194,41 @@ def read_bytes(path: str | os.PathLike, limit: int = MAX_JSON_BYTES) -> bytes:
         raise UserError(f"cannot read {os.fspath(path)}: {error.strerror}") from error
     except ValueError as error:  # a zero byte in the name
         raise UserError(f"not a file name: {os.fspath(path)!r}") from error
+
+
+# --- files whose library may crash on damage ---
+
+PROBE_S = 60.0
+_probed: set[tuple[str, int, int]] = set()
+
+
+def probe_in_child(path: str | os.PathLike, code: str) -> None:
+    """Let another process read a file first, with a library that crashes or hangs on some damage.
+
+    Once per process and state of the file. What the child raises does not count: whoever reads the
+    file afterwards is told the same.
+
+    Args:
+        code: Python that reads the file named by `sys.argv[1]`.
+
+    Raises:
+        UserError: the child crashed, or did not come to an end in `PROBE_S` seconds.
+    """
+    try:
+        about = os.stat(path)
+    except OSError as error:
+        raise UserError(f"cannot read {os.fspath(path)}: {error.strerror}") from error
+    state = (os.path.realpath(path), about.st_size, about.st_mtime_ns)
+    if state in _probed:
+        return
+    command = [sys.executable, "-c", code, os.fspath(path)]
+    try:
+        code = subprocess.run(command, capture_output=True, timeout=PROBE_S).returncode
+    except subprocess.TimeoutExpired:
+        code = -1
+    if code < 0:
+        raise UserError(f"{os.fspath(path)} is damaged; extract or copy it again")
+    _probed.add(state)
 
 
 # --- what may be replaced ---

@@ -24,7 +24,7 @@ from revisionllm.data.lmdb_records import (
     pick_array,
 )
 from revisionllm.errors import UserError
-from revisionllm.files import BadRecord, parse_json, read_json
+from revisionllm.files import BadRecord, parse_json, probe_in_child, read_json
 from revisionllm.options import RANGES
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
@@ -220,11 +220,27 @@ class Hdf5Store(FeatureStore):
         import h5py
 
         if self._pid != os.getpid():
+            probe_in_child(self.path, _HDF5_PROBE)
             try:
                 self._file, self._pid = h5py.File(self.path, "r", locking=False), os.getpid()
             except (OSError, RuntimeError, ValueError) as error:
                 raise UserError(f"cannot read HDF5 file {self.path}: {error}") from error
         return self._file
+
+
+# HDF5 loops for ever on some damaged headers and crashes on others
+_HDF5_PROBE = """
+import sys, h5py
+with h5py.File(sys.argv[1], "r", locking=False) as file:
+    keys = list(file)
+    for key in keys[:: max(1, len(keys) // 2000)]:
+        try:
+            item = file[key]
+            dict(item.attrs)
+            item[0], item[len(item) - 1]
+        except Exception:
+            pass  # whoever reads it is told
+"""
 
 
 class LmdbStore(FeatureStore):

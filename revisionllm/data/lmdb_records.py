@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from revisionllm.errors import UserError
+from revisionllm.files import probe_in_child
 
 DEFAULT_CACHE_BYTES = 512 * 2**20
 # What is larger than SMALL_BYTES and stored in less than 1 / MAX_INFLATION of that is no features.
@@ -221,6 +222,19 @@ def _environment(path: Path):
         return _open_or_share(path)
 
 
+# LMDB follows page numbers of a damaged file out of the mapped memory
+_LMDB_PROBE = """
+import os, sys, lmdb
+path = sys.argv[1]
+folder = os.path.basename(path) == "data.mdb"
+with lmdb.open(os.path.dirname(path) if folder else path, readonly=True, lock=False, subdir=folder,
+               readahead=False) as environment, environment.begin() as transaction:
+    keys = list(transaction.cursor().iternext(values=False))
+    for key in keys[:: max(1, len(keys) // 2000)]:
+        bytes(transaction.get(key) or b"")
+"""
+
+
 def _check_length(path: Path) -> None:
     """Refuse a file that is shorter than its own header says: reading it would end the process.
 
@@ -260,6 +274,7 @@ def _open_or_share(path: Path):
     environment = _open_environments.get(key)
     if environment is None:
         _check_length(path)
+        probe_in_child(path / "data.mdb" if path.is_dir() else path, _LMDB_PROBE)
         for (name, pid), inherited in list(_open_environments.items()):
             if name == key[0] and pid != key[1]:  # a fork's copy: unusable here, and in the way
                 inherited.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,23 @@ NOT_FILMS = ("tty", "concat", "hls", "dash", "lavfi", "sdp", "image2", "ico", "w
 PICTURE_SUFFIX = "_pipe"
 PICTURE_BRANDS = ("avif", "heic", "heix", "mif1")  # of mp4's family, which holds one picture there
 # PyAV 19 decodes metadata leniently by itself and refuses the argument that older ones need for it.
+QUIET = -8  # FFmpeg's AV_LOG_QUIET
 LENIENT = {"metadata_errors": "replace"}
+
+
+@lru_cache(maxsize=1)
+def pyav():
+    """The module `av`, its log silenced.
+
+    PyAV's own log callback wants Python's lock in FFmpeg's threads, while closing a codec holds it
+    and waits for them: the process then stands still for ever (seen with PyAV 15).
+    """
+    import av
+    import av.logging
+
+    av.logging.restore_default_callback()
+    av.logging.set_libav_level(QUIET)
+    return av
 
 
 @contextmanager
@@ -32,9 +49,9 @@ def open_video(path: str | os.PathLike) -> Iterator[tuple[InputContainer, VideoS
     Raises:
         UserError: missing, unreadable, empty, no video, or cut so short that its index is missing.
     """
-    import av
     from av.stream import Disposition
 
+    av = pyav()
     lenient = LENIENT if int(av.__version__.split(".")[0]) < 19 else {}
     _check_readable_file(path)
     try:

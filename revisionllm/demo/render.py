@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from revisionllm.data.video_file import pyav
 from revisionllm.demo.world import (
     FILM_FPS,
     FRAME_HEIGHT,
@@ -217,7 +218,7 @@ def as_decoded(images: Sequence[np.ndarray], crf: int = 20) -> list[np.ndarray]:
     Args:
         crf: x264's constant rate factor; 20 is that of `write_film`, more is worse.
     """
-    import av
+    av = pyav()
 
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
@@ -239,7 +240,7 @@ def write_film(
     Args:
         progress: optional iterator wrapper such as tqdm, called on the frames.
     """
-    import av
+    av = pyav()
 
     path = Path(path)
     with replacing(path) as partial, av.open(str(partial), "w", format="mp4") as container:

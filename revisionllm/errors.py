@@ -67,8 +67,8 @@ def run_entry_point(main: Callable[[], int], program: str, *, rank: int = 0) -> 
         try:
             return main()
         except UserError as error:
-            if rank:
-                time.sleep(RANK_WAIT_S)
+            if rank and _is_ended_within(RANK_WAIT_S):
+                return EXIT_BAD_INPUT
             return _refuse(program, str(error))
         except BrokenPipeError:  # the reader of our stdout went away (`| head`): not our failure
             sys.stderr.close()
@@ -92,6 +92,15 @@ def run_entry_point(main: Callable[[], int], program: str, *, rank: int = 0) -> 
                 return EXIT_TERMINATED
             print(f"{program}: terminated; run the same command again to resume", file=sys.stderr)
             return EXIT_TERMINATED
+
+
+def _is_ended_within(seconds: float) -> bool:
+    """Wait; whether somebody ended this process meanwhile."""
+    try:
+        time.sleep(seconds)
+    except (KeyboardInterrupt, Terminated):
+        return True
+    return False
 
 
 def _refuse(program: str, message: str) -> int:

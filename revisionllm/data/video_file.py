@@ -58,7 +58,7 @@ def open_video(path: str | os.PathLike) -> Iterator[tuple[InputContainer, VideoS
         # "file:" and the whitelist: a name with a colon or a playlist must not open anything else.
         container = av.open(
             f"file:{os.fspath(path)}",
-            options={"protocol_whitelist": "file"},
+            container_options={"protocol_whitelist": "file"},  # `options`: a crash in PyAV < 17
             **lenient,
         )
     except (av.error.FFmpegError, ValueError, OSError) as error:

@@ -102,11 +102,20 @@ class AnswerLog:
 
     def clear(self) -> None:
         """The batch is done and written elsewhere."""
+        self._close()
+        self._known = []
+        self.path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
-        self._known = []
-        self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> AnswerLog:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._close()
 
 
 def _answers(piece: dict[str, Any], path: Path) -> list[WindowAnswer]:

@@ -218,21 +218,24 @@ def _predict_shard(args, films, path: Path, make_searcher) -> None:
         if not total or prepared is None:
             return
         searcher, source = prepared
-        searcher.answer_log = AnswerLog(path.with_suffix(".answers.jsonl"), _made_with(args))
         from tqdm import tqdm
 
-        with tqdm(total=total, unit="query", desc=path.stem, file=sys.stderr) as progress:
+        with (
+            AnswerLog(path.with_suffix(".answers"), _made_with(args)) as log,
+            tqdm(total=total, unit="query", desc=path.stem, file=sys.stderr) as progress,
+        ):
+            searcher.answer_log = log
 
             def show(level: str, asked: int, questions: int) -> None:
                 progress.set_postfix_str(f"{level}: {asked} of {questions} windows asked")
 
-            searcher.answer_log.progress = show
+            log.progress = show
             for vid, asked in todo:
                 for predictions in _film_predictions(args, searcher, source, vid, asked):
                     for prediction in predictions:
                         writer.write(prediction)
                         progress.update()
-                    searcher.answer_log.clear()
+                    log.clear()
 
 
 def _made_with(args: argparse.Namespace) -> dict[str, Any]:

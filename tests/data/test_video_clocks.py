@@ -223,8 +223,8 @@ def test_the_stream_that_players_show(tmp_path):
             stream = container.add_stream("libx264", rate=FPS, options={"bf": "0"})
             stream.width, stream.height, stream.pix_fmt = BARS * BAR_WIDTH, 32, "yuv420p"
             streams.append(stream)
-        streams[0].disposition = Disposition(0)
-        streams[1].disposition = Disposition.default
+        streams[0].disposition = 0
+        streams[1].disposition = Disposition.default.value
         for number in range(20):
             for first, stream in zip((0, 100), streams, strict=True):
                 frame = av.VideoFrame.from_ndarray(picture(first + number), format="rgb24")

@@ -6,5 +6,6 @@ IGNORE_INDEX = -100  # label of positions that are not supervised (torch's cross
 VIDEO_TOKEN_ID = -200  # stands for <video> in input_ids until the visual tokens are spliced in
 VIDEO_PLACEHOLDER = "<video>"
 NOT_PRESENT = "Not Present"
+MAX_SENTENCE = 2000  # characters of a sentence; CLIP reads 77 tokens
 # what ends a line in any convention, and the zero character: spaces in a sentence
 LINE_BREAKS = re.compile("[\n\v\f\r\x1c-\x1e\x85\u2028\u2029\0]+")

@@ -254,6 +254,9 @@ def claim_output(
                 raise UserError(f"{path} is read by this command; write to another place")
         if path.is_dir():
             raise UserError(f"cannot write {path}: it is a folder")
+        folder = next(place for place in path.absolute().parents if place.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise UserError(f"cannot write {path}: {folder} is no folder that can be written to")
         if path.exists() and not overwrite and not is_ours(path):
             raise UserError(
                 f"{path} exists and was not made by this project; move it away, choose another"

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from revisionllm.constants import MAX_SENTENCE
 from revisionllm.errors import UserError
 from revisionllm.eval.plans import (
     COSINE_WEIGHT,
@@ -46,7 +47,6 @@ DEMO_WEIGHTS = next(
 )
 DEFAULT_CHECKPOINT = DEMO_WEIGHTS / "dense"
 DEFAULT_LONG_RUNS = (DEMO_WEIGHTS / "long_100", DEMO_WEIGHTS / "long_33")
-MAX_SENTENCE = 2000  # characters; CLIP reads 77 tokens
 SEARCHES = ("planned", "recursive", "exhaustive")
 
 
@@ -188,6 +188,12 @@ class Grounder:
             )
         fitted = read_calibration(folder)
         clip = load_clip(model.config.clip, device=device)
+        trained_on = model.config.clip_fingerprint
+        if trained_on not in (None, clip.fingerprint()):
+            raise UserError(
+                f"{folder} was trained on features of CLIP {trained_on}, {model.config.clip} is"
+                f" {clip.fingerprint()}; put the right CLIP there"
+            )
         long_models = [load_model(run, device=device) for run in long_runs]
         return cls(model, clip, run=folder.name, calibration=fitted, long_models=long_models)
 

@@ -25,8 +25,9 @@ python_of() { # $1: version; prints an interpreter of it
 
 line() { # $1: Python, $2: newest or oldest, $3: environment, $4: log; prints a row of the table
     versions=$("$3/bin/python" "$ROOT/scripts/floors.py" --versions)
+    quick=$(cat "$4.quickstart" 2>/dev/null || echo -)
     result=$(grep -E '[0-9]+ (passed|failed)' "$4" | tail -n 1 | tr -d '=')
-    echo "| Python $1, $2 | $versions | ${result:-did not run} |"
+    echo "| Python $1, $2 | $versions | ${result:-did not run} | $quick |"
 }
 
 failed=0
@@ -51,6 +52,12 @@ for version in $pythons; do
             VIRTUAL_ENV=$environment sh "$ROOT/scripts/test.sh" "$@"
         ) >"$log" 2>&1 || code=$?
         [ $code = 0 ] || failed=1
+        if [ "$packages" = newest ]; then # the main job, in a folder of its own
+            started=$(date +%s)
+            (cd "$out" && rm -rf out && VIRTUAL_ENV=$environment sh "$ROOT/scripts/quickstart.sh") \
+                >"$log.demo" 2>&1 || failed=1
+            echo "$(($(date +%s) - started)) s" >"$log.quickstart"
+        fi
         line "$version" "$packages" "$environment" "$log"
         rm -rf "$environment"
     done

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from revisionllm.constants import VIDEO_PLACEHOLDER
+from revisionllm.constants import MAX_SENTENCE, VIDEO_PLACEHOLDER
 from revisionllm.data.conversations import (
     QUESTIONS,
     clean_query,
@@ -331,6 +331,8 @@ def _sentence_problems(record: _Record) -> list[str]:
         found.append(f"the sentence is {_shown(record.sentence)}")
     elif not clean_query(record.sentence):
         found.append("the sentence is empty")
+    elif len(record.sentence) > MAX_SENTENCE:
+        found.append(f"the sentence has {len(record.sentence)} characters, over {MAX_SENTENCE}")
     texts = (record.query_id, record.video_id, record.sentence)
     if not all(_is_unicode(text) for text in texts if isinstance(text, str)):
         found.append("not UTF-8 text")

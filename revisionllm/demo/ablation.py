@@ -19,7 +19,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from revisionllm.errors import UserError, run_entry_point
-from revisionllm.files import write_json, write_text
+from revisionllm.files import MADE_BY, claim_output, write_json, write_text
 from revisionllm.grounder import DEFAULT_CHECKPOINT
 from revisionllm.options import Parser
 
@@ -84,10 +84,12 @@ def main(argv: list[str] | None = None) -> int:
             for title, rows in MEASURES[table](setting):
                 name = title.lower().replace(" ", "_").replace(",", "")
                 write_json(args.out / f"{name}.json", rows)
-                text = f"### {title}\n\n{markdown(rows)}\n"
+                text = f"### {title}\n\n{markdown(rows)}\n\n<!-- made_by: {MADE_BY} -->\n"
+                for suffix in (".md", ".png"):
+                    claim_output(args.out / f"{name}{suffix}")
                 write_text(args.out / f"{name}.md", text)
                 draw_rows(rows, title, args.out / f"{name}.png")
-                print(text, flush=True)
+                print(text.rpartition("\n<!--")[0], flush=True)
         return 0
 
     return run_entry_point(work, "ablation")

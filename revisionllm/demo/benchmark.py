@@ -21,7 +21,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
 import numpy as np
 
 from revisionllm.errors import run_entry_point
-from revisionllm.files import write_json
+from revisionllm.files import MADE_BY, claim_output, write_json
 from revisionllm.grounder import DEFAULT_CHECKPOINT, DEFAULT_KEEP, long_runs_beside
 from revisionllm.options import Parser
 
@@ -284,11 +284,12 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         from revisionllm.eval.predictions import write_predictions
 
+        claim_output(args.out / "benchmark.json")
         result = benchmark(args)
         test = result.pop("test")
         for search, predictions in test.predictions.items():
             write_predictions(args.out / f"predictions_{search}.jsonl", predictions)
-        write_json(args.out / "benchmark.json", result)
+        write_json(args.out / "benchmark.json", {"made_by": MADE_BY} | result)
         print(result["markdown"])
         print(f"\nCLIP baseline chosen on validation films: {result['clip_baseline']}")
         return 0

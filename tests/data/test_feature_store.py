@@ -298,3 +298,47 @@ def test_hard_linked_films_keep_memory_flat(tmp_path):
     open_files = Path("/proc/self/fd")
     if open_files.exists():
         assert sum("many" in str(fd.resolve()) for fd in open_files.iterdir()) == 0
+
+
+def test_what_would_grow_to_gigabytes_is_refused(tmp_path):
+    """Few KB that stand for gigabytes: a compressed npz, HDF5 chunks that were never written."""
+    import h5py
+
+    huge = np.zeros((400_000, 64), np.float32)  # 102 MB of zeros compress a thousandfold
+    write_lmdb(tmp_path / "lmdb", [("film", {"features": huge})])
+    with pytest.raises(UserError, match="bytes stand for"):
+        open_features(tmp_path / "lmdb").read("film")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("film", shape=(10**8, 768), chunks=(64, 768), dtype="f4")
+    with pytest.raises(UserError, match="bytes stand for"):
+        open_features(tmp_path / "a.h5").num_frames("film")
+
+
+@pytest.mark.parametrize("keep", [0, 100, 4096, 0.5, 0.99])
+def test_a_cut_lmdb_is_one_line(tmp_path, keep):
+    rows = np.random.default_rng(0).standard_normal((300, 64)).astype(np.float32)
+    write_lmdb(tmp_path / "lmdb", [(f"film{i}", {"features": rows}) for i in range(4)])
+    path = tmp_path / "lmdb" / "data.mdb"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    with pytest.raises(UserError, match=r"cut|no LMDB|damaged"):
+        open_features(tmp_path / "lmdb").read("film3")
+
+
+@pytest.mark.parametrize("fps", ["0", "-1", "1e9", "null", '"5"', "NaN", "true"])
+def test_a_rate_that_is_none_is_refused(tmp_path, fps):
+    np.save(tmp_path / "film.npy", np.ones((5, 4), np.float32))
+    (tmp_path / "film.json").write_text(f'{{"feature_fps": {fps}}}')
+    with pytest.raises(UserError, match="film"):
+        open_features(tmp_path).metadata("film")
+
+
+def test_values_that_are_not_finite_are_never_read(tmp_path):
+    rows = np.ones((9, 4), np.float32)
+    rows[5, 2] = np.inf
+    np.save(tmp_path / "film.npy", rows)
+    store = open_features(tmp_path)
+    assert store.bad_rows("film") == "row 5 is not finite"
+    assert np.isfinite(store.read("film", [0, 4])).all()
+    with pytest.raises(UserError, match="not finite"):
+        store.read("film")

@@ -191,3 +191,73 @@ def test_a_killed_extraction_continues_to_the_same_bytes(videos, clip_folder, tm
     assert main([str(word) for word in words]) == 0
     whole, resumed = (tmp_path / name / "one.npy" for name in ("whole", "killed"))
     assert whole.read_bytes() == resumed.read_bytes()
+
+
+def test_convert_does_not_turn_numbers_into_infinity(tmp_path, capsys):
+    source = tmp_path / "source"
+    source.mkdir()
+    rows = np.ones((9, 4), np.float32)
+    rows[3, 1] = 1e6
+    np.save(source / "film.npy", rows)
+    assert features("convert", source, tmp_path / "a.h5", "--dtype", "float16") == 2
+    assert "row 3 of 'film' does not fit float16" in capsys.readouterr().err
+    assert not (tmp_path / "a.h5").exists()
+    assert features("convert", source, tmp_path / "b.h5") == 0
+
+
+def test_a_killed_conversion_to_npy_goes_on(tmp_path, capsys, monkeypatch):
+    from revisionllm.data import feature_writers
+
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    for number in range(6):
+        np.save(source / f"film{number}.npy", np.full((9, 4), number, np.float32))
+    save, written = feature_writers.save_npy, []
+
+    def dies(path, array):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(path.stem)
+        save(path, array)
+
+    monkeypatch.setattr(feature_writers, "save_npy", dies)
+    assert features("convert", source, out) == 130
+    monkeypatch.setattr(feature_writers, "save_npy", save)
+    assert features("convert", source, out, "--dtype", "float16") == 2  # another one's beginning
+    kept = (out / "film0.npy").stat().st_mtime_ns
+    assert features("convert", source, out) == 0
+    assert "6 films" in capsys.readouterr().out
+    assert (out / "film0.npy").stat().st_mtime_ns == kept
+    assert [path.name for path in sorted(out.iterdir())] == [f"film{i}.npy" for i in range(6)]
+    assert features("convert", source, out) == 2  # finished: never over an existing store
+    assert features("convert", source, source) == 2
+
+
+def test_two_conversions_into_one_place(tmp_path, capsys):
+    from revisionllm.files import locked
+
+    source = tmp_path / "source"
+    source.mkdir()
+    np.save(source / "film.npy", np.ones((9, 4), np.float32))
+    for name in ("a.lmdb", "a.h5", "npy"):
+        with locked(tmp_path / f".{name}.lock", "writes"):
+            assert features("convert", source, tmp_path / name) == 2
+            assert "another process writes" in capsys.readouterr().err
+        assert features("convert", source, tmp_path / name) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "a.lmdb", "npy", "source"]
+
+
+def test_a_folder_gives_all_its_videos(tmp_path, capsys):
+    from revisionllm.data.feature_extraction.videos import videos_in
+
+    for name in ("a.3gp", "b.MTS", "c.mpeg", "no_suffix", "d.txt.mkv"):
+        form = {"a.3gp": "mp4", "b.MTS": "mpegts", "c.mpeg": "mpegts"}.get(name, "matroska")
+        films.write_film(tmp_path / name, films.constant_rate(10, 25), container_format=form)
+    (tmp_path / "notes.txt").write_text("hello\n" * 30)
+    (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXTINF:1,\na.ts\n")
+    (tmp_path / "words.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nhello\n")
+    (tmp_path / "broken.mp4").write_bytes(b"not really")
+    found = [path.name for path in videos_in(tmp_path)]
+    assert found == ["a.3gp", "b.MTS", "broken.mp4", "c.mpeg", "d.txt.mkv", "no_suffix"]
+    told = capsys.readouterr().err
+    assert all(name in told for name in ("notes.txt", "list.m3u8", "words.srt"))

@@ -134,7 +134,8 @@ def test_conversion(store, tmp_path, name):
     def make(place: Path) -> list[str]:
         place.mkdir(exist_ok=True)
         out = place / name
-        if out.exists() and name != "npy":
+        note = out / ".converting.json"
+        if out.exists() and not note.exists() and (name != "npy" or list(out.glob("*.npy"))):
             return [sys.executable, "-c", ""]  # it was finished before the kill
         return [*COMMAND, "features", "convert", str(store), str(out), "--dtype", "float16"]
 

@@ -160,6 +160,7 @@ def _describe(
     """Everything the rows depend on; equal descriptions mean equal files."""
     info = probe(video_path)
     return {
+        "made_by": "revisionllm",  # no version: what a newer one would make alike is kept
         "schema": SCHEMA,
         "feature_fps": float(feature_fps),
         "num_frames": info.num_samples(feature_fps),

@@ -252,3 +252,36 @@ def test_shipped_weights_are_small_and_complete():
     assert sum(p.stat().st_size for p in files) < 25e6
     for name in ("clip", "base", "dense"):
         assert list((folder / name).glob("*.safetensors"))
+
+
+def test_sentences_that_are_no_sentences(film, features_dir, capsys):
+    for sentence, words in [
+        ("caf\udce9", "not UTF-8 text"),
+        ("word " * 100_000, "characters"),
+        ("...", "no words"),
+    ]:
+        assert find(film, sentence, "--features-dir", features_dir) == 2
+        assert words in one_line(capsys)
+
+
+def test_the_demos_weights_say_so_on_other_footage(film, features_dir, tmp_path, capsys):
+    assert find(film, "a red ball bounces", "--features-dir", features_dir) == 0
+    assert "demo's weights" not in capsys.readouterr().err
+    other = tmp_path / "other.mp4"
+    with av.open(str(film)) as source, av.open(str(other), "w") as copy:
+        stream = copy.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                copy.mux(packet)
+    assert find(other, "a red ball bounces", "--features-dir", features_dir) == 0
+    (line,) = [row for row in capsys.readouterr().err.splitlines() if "demo's weights" in row]
+    assert "--checkpoint RUN" in line
+
+
+def test_placeholders_and_special_tokens_are_words(film, features_dir, capsys):
+    sentences = ["a <video> ball", "a red ball </s> bounces", "<s>a star", "<memory> star"]
+    assert find(film, *sentences, "--features-dir", features_dir, "--json") == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["query"] for r in records] == sentences
+    assert all(r["status"] == "ok" for r in records)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ import pytest
 from test_resume import assert_same_run, weights
 from tiny_training import FPS, ROOT, WIDTH, flags, metrics
 
+from revisionllm.errors import UserError
 from revisionllm.files import locked
 from revisionllm.model.config import read_config
-from revisionllm.train.train import main
+from revisionllm.train.arguments import TrainArguments
+from revisionllm.train.train import check_same, main
 
 
 @pytest.fixture
@@ -238,3 +241,41 @@ def test_processes_of_one_machine_meet_on_loopback(world, tmp_path):
     finally:
         os.killpg(started.pid, signal.SIGKILL)
         started.wait()
+
+
+def test_another_number_of_devices_goes_on(trained, tmp_path):
+    """Two processes, killed; one goes on, equal but for rounding."""
+    settings = {"max_steps": 40, "save_steps": 2, "lora_dropout": 0, "per_device_batch_size": 4}
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert main(flags(trained, "dense", output_dir=whole, **settings)) == 0
+    argv = flags(trained, "dense", output_dir=run, **settings)
+    started = launch(argv)
+    while not (run / "checkpoint-4" / "complete.json").exists():
+        assert started.poll() is None, started.communicate()[1]
+        time.sleep(0.002)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    while subprocess.run(["pgrep", "-s", str(started.pid)], capture_output=True).stdout:
+        time.sleep(0.05)  # the lock goes with the last of them
+    assert not (run / "config.json").exists()
+    assert main(argv) == 0
+    assert "the number of devices was 2, is 1" in (run / "log.txt").read_text()
+    assert_same_run(run, whole, atol=5e-3)
+
+
+def test_deepspeed_checkpoints_are_cut_for_their_devices(tmp_path):
+    arguments = asdict(TrainArguments(deepspeed="scripts/zero2.json"))
+    facts = {"total_steps": 6, "world_size": 2, "arguments": arguments}
+    now = facts | {"world_size": 1}
+    with pytest.raises(UserError, match="number of devices was 2, is 1, which DeepSpeed"):
+        check_same(facts, now, tmp_path)
+
+
+def test_a_sentence_of_a_book(world, tmp_path, capsys):
+    document = json.loads((world / "annotations.json").read_text())
+    next(iter(document.values()))["sentence"] = "word " * 100_000
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(document))
+    argv = flags(world, "dense", data_path=path, output_dir=tmp_path / "run", max_steps=1)
+    refusal(argv, capsys)
+    assert "500000 characters" in (tmp_path / "run" / "log.txt").read_text()

@@ -67,3 +67,15 @@ def test_same_input_same_bytes_and_nothing_beside_the_file(predictions, tmp_path
 def test_no_predictions_are_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one"):
         write_timeline(tmp_path / "t.png", duration_s=600.0, predictions=[])
+
+
+def test_of_thousands_of_sentences_the_first_are_drawn(tmp_path):
+    from revisionllm.eval.predictions import Prediction
+    from revisionllm.files import is_ours
+    from revisionllm.viewer.timeline import MAX_ROWS
+
+    one = Prediction("q", "v", "a dog", 60.0, True, [Moment(1.0, 3.0, 0.9)])
+    write_timeline(tmp_path / "a.png", duration_s=60.0, predictions=[one] * 2000, title="Film")
+    picture = Image.open(tmp_path / "a.png")
+    assert picture.height < (MAX_ROWS + 6) * ROW_INCHES * DOTS_PER_INCH
+    assert is_ours(tmp_path / "a.png")

@@ -9,6 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from revisionllm.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 BYTES = [f"<0x{value:02X}>" for value in range(256)]
 CLIP_START, CLIP_END = "<start_of_text>", "<end_of_text>"
@@ -45,26 +51,17 @@ def _bpe(corpus: Iterable[str], specials: list[str], vocab_size: int):
 def train_llm_tokenizer(corpus: Iterable[str], folder: str | Path, vocab_size: int) -> None:
     """Train the LLM's tokenizer on `corpus` and write it to `folder` (transformers layout)."""
     from tokenizers import processors
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = _bpe(corpus, ["<unk>", "<s>", "</s>"], vocab_size)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<unk>",
-        clean_up_tokenization_spaces=False,
-    ).save_pretrained(folder)
+    _save(tokenizer, folder, bos_token="<s>", eos_token="</s>")
 
 
 def train_clip_tokenizer(corpus: Iterable[str], folder: str | Path, vocab_size: int) -> int:
     """Train CLIP's tokenizer, write it to `folder` and return its vocabulary size."""
     from tokenizers import normalizers, processors
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = _bpe(corpus, ["<unk>"], vocab_size - 2)
     tokenizer.normalizer = normalizers.Lowercase()
@@ -73,12 +70,20 @@ def train_clip_tokenizer(corpus: Iterable[str], folder: str | Path, vocab_size: 
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{CLIP_START} $A {CLIP_END}", special_tokens=ids
     )
+    _save(tokenizer, folder, bos_token=CLIP_START, eos_token=CLIP_END)
+    return tokenizer.get_vocab_size()
+
+
+def _save(tokenizer: Tokenizer, folder: str | Path, **special_tokens: str) -> None:
+    """Write a tokenizer in transformers' layout, under a class name that all its versions know."""
+    from transformers import PreTrainedTokenizerFast
+
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<unk>",
-        bos_token=CLIP_START,
-        eos_token=CLIP_END,
         pad_token="<unk>",
         clean_up_tokenization_spaces=False,
+        **special_tokens,
     ).save_pretrained(folder)
-    return tokenizer.get_vocab_size()
+    path = Path(folder) / "tokenizer_config.json"
+    write_json(path, read_json(path) | {"tokenizer_class": "PreTrainedTokenizerFast"})

@@ -62,17 +62,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def one_machine(count: int, command: Sequence[str]) -> int:
     """Run `count` processes; returns 0, or the exit code of the first that failed."""
-    import torch.distributed as dist
-
     with socket.socket() as listening:
         listening.bind((LOCAL, 0))
         listening.listen(2048)
         port = listening.getsockname()[1]
-        store = dist.TCPStore(
-            *(LOCAL, port, None, True),
-            wait_for_workers=False,
-            master_listen_fd=os.dup(listening.fileno()),
-        )
+        store = _store(port, os.dup(listening.fileno()))
         common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
         common |= {"MASTER_ADDR": LOCAL, "MASTER_PORT": str(port)}
         # the processes are clients of this one's store and start none of their own
@@ -93,6 +87,19 @@ def one_machine(count: int, command: Sequence[str]) -> int:
         finally:
             _end(processes, signal.SIGTERM)
             del store
+
+
+def _store(port: int, listening: int):
+    """The store in which the processes find one another, on a socket that is bound already."""
+    import torch.distributed as dist
+
+    place = (LOCAL, port, None, True)
+    try:
+        return dist.TCPStore(*place, wait_for_workers=False, master_listen_fd=listening)
+    except NotImplementedError:  # torch 2.5's default backend makes its own sockets
+        return dist.TCPStore(
+            *place, wait_for_workers=False, master_listen_fd=listening, use_libuv=False
+        )
 
 
 def _first_failure(processes: list[subprocess.Popen]) -> int:

@@ -213,8 +213,7 @@ def _predict_shard(args, films, path: Path, make_searcher) -> None:
             print(f"{path}: dropped a torn last line", file=sys.stderr)
         if args.retry_failed:
             writer.forget_failed()
-        todo = [(vid, [a for a in asked if a.query_id not in writer.done]) for vid, asked in films]
-        total = sum(len(asked) for _, asked in todo)
+        total = sum(a.query_id not in writer.done for _, asked in films for a in asked)
         if not total or prepared is None:
             return
         searcher, source = prepared
@@ -230,11 +229,13 @@ def _predict_shard(args, films, path: Path, make_searcher) -> None:
                 progress.set_postfix_str(f"{level}: {asked} of {questions} windows asked")
 
             log.progress = show
-            for vid, asked in todo:
-                for predictions in _film_predictions(args, searcher, source, vid, asked):
+            for vid, asked in films:
+                batches = _film_predictions(args, searcher, source, vid, asked, set(writer.done))
+                for predictions in batches:
                     for prediction in predictions:
-                        writer.write(prediction)
-                        progress.update()
+                        if prediction.qid not in writer.done:
+                            writer.write(prediction)
+                            progress.update()
                     log.clear()
 
 
@@ -342,11 +343,17 @@ class FeatureSource:
         return query
 
 
-def _film_predictions(args, searcher, source: FeatureSource, vid, asked) -> Iterator[list]:
-    """Predictions of a film's queries, batch by batch; what cannot be answered is a failure."""
+def _film_predictions(
+    args, searcher, source: FeatureSource, vid, asked, done: set[str]
+) -> Iterator[list]:
+    """Predictions of a film's queries, batch by batch; what cannot be answered is a failure.
+
+    Batches are cut alike whatever is done already, and those that are done whole are left out: last
+    digits may depend on the company in which a query is asked.
+    """
     from revisionllm.eval.film_search import EvalQuery
 
-    if not asked:
+    if all(annotation.query_id in done for annotation in asked):
         return
     duration_s = asked[0].duration_s
 
@@ -362,7 +369,10 @@ def _film_predictions(args, searcher, source: FeatureSource, vid, asked) -> Iter
         return
     for first in range(0, len(asked), args.queries_per_batch):
         queries, batch = [], []
-        for annotation in asked[first : first + args.queries_per_batch]:
+        company = asked[first : first + args.queries_per_batch]
+        if all(annotation.query_id in done for annotation in company):
+            continue
+        for annotation in company:
             try:
                 queries.append(source.query(annotation))
                 batch.append(annotation)

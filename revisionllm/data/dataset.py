@@ -382,11 +382,7 @@ class _Wanted:
 def _film_problems(
     annotations: Sequence[Annotation], store: FeatureStore, wanted: _Wanted
 ) -> dict[str, str]:
-    """Film -> why its features cannot be used: missing, damaged, or made otherwise.
-
-    Raises:
-        UserError: all films are of another width than the adapter's: none can be used.
-    """
+    """Film -> why its features cannot be used: missing, damaged, or made otherwise."""
     feature_fps = wanted.feature_fps
     duration_s: dict[str, float] = {}
     for annotation in annotations:

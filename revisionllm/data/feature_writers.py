@@ -56,7 +56,7 @@ def write_features(path: str | os.PathLike, records: Iterable[Record], *, store_
     Raises:
         UserError: the place is taken, cannot be written, or another process writes it.
     """
-    path = Path(path)
+    path = Path(path).absolute()  # "." has no name
     with locked(path.with_name(f".{path.name}.lock"), f"writes {path}"):
         if store_format == "npy":
             return _write_npy_folder(path, records)

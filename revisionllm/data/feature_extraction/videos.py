@@ -106,7 +106,7 @@ def videos_in(folder: Path) -> list[Path]:
     What is left out is listed on stderr.
 
     Raises:
-        UserError: none.
+        UserError: there are none, or the folder cannot be read.
     """
     from revisionllm.data.video_file import is_film
 

@@ -35,6 +35,16 @@ _LOOK_BYTES = 2**16
 _TEMPORARY = re.compile(r"\.(?:(?P<host>[^.]*)-)?(?P<pid>\d+)\.tmp")
 
 
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()
+
+
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed onto it when the block ends well.
@@ -53,6 +63,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         remove_stale(path)
         try:
             yield temporary
+            if temporary.is_file():  # safetensors makes files for their owner's eyes alone
+                temporary.chmod(0o666 & ~_UMASK)
             os.replace(temporary, path)
         except BaseException:  # an interrupt too: nothing half-written stays
             temporary.unlink(missing_ok=True)

@@ -148,7 +148,7 @@ class Grounder:
             self.engines[level.name] = SegmentEngine(
                 long_model, budget_mb=budget_mb, **long_listing(long_model.config)
             )
-        self._shape = llm_shape(model)
+        self._shape = llm_shape(model, [long_model.config for long_model in long_models])
 
     @property
     def engine(self):
@@ -231,6 +231,8 @@ class Grounder:
         "exhaustive": every dense window. "recursive": every level, coarse to fine: cosine, those
         of the long runs, dense. "planned": these, and those with less levels.
         """
+        if search not in SEARCHES:
+            raise UserError(f"search {search!r} is not one of {', '.join(SEARCHES)}")
         plans = film_plans(
             self.model.config,
             duration_s,

@@ -285,3 +285,14 @@ def test_placeholders_and_special_tokens_are_words(film, features_dir, capsys):
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [r["query"] for r in records] == sentences
     assert all(r["status"] == "ok" for r in records)
+
+
+def test_a_search_by_another_name_is_refused():
+    from revisionllm.errors import UserError
+    from revisionllm.grounder import Grounder
+
+    grounder = Grounder.from_checkpoint(DEFAULT_CHECKPOINT, device="cpu")
+    with pytest.raises(UserError, match="search 'recursiv' is not one of planned"):
+        grounder.plans(60.0, "recursiv")
+    shape = grounder._shape
+    assert shape.adapter_frames is None

@@ -149,3 +149,15 @@ def test_an_installed_wheel_brings_its_weights(tmp_path):
 def test_json_says_who_made_it(tmp_path):
     write_json(tmp_path / "a.json", {"made_by": MADE_BY})
     assert is_ours(tmp_path / "a.json") and not is_ours(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_files_have_the_mode_that_the_umask_says(tmp_path, mask):
+    code = (
+        "import os, sys, torch; os.umask(int(sys.argv[2]))\n"
+        "from revisionllm.model.tensors import write_tensors\n"
+        "write_tensors({'x': torch.ones(2)}, sys.argv[1])\n"
+    )
+    path = tmp_path / "a.safetensors"
+    subprocess.run([sys.executable, "-c", code, str(path), str(mask)], check=True)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask

@@ -379,6 +379,14 @@ class _Wanted:
     clip_fingerprint: str | None
 
 
+def length_problem(length_s: float, stated_s: float) -> str | None:
+    """Why features of this length cannot be of a film of the stated length; None if they can."""
+    slack_s = max(LENGTH_SLACK_S, LENGTH_TOLERANCE * stated_s)
+    if length_s > 0 and abs(length_s - stated_s) <= slack_s:
+        return None
+    return f"{length_s:g} s of features, the annotation says {stated_s:g} s; is the rate right,"
+
+
 def _film_problems(
     annotations: Sequence[Annotation], store: FeatureStore, wanted: _Wanted
 ) -> dict[str, str]:
@@ -408,8 +416,7 @@ def _film_problems(
             continue
         rate = about.get("feature_fps", feature_fps)
         made_by = about.get("clip_fingerprint", clip)
-        stated_s = duration_s[video_id]
-        slack_s = max(LENGTH_SLACK_S, LENGTH_TOLERANCE * stated_s)
+        wrong_length = length_problem(length_s, duration_s[video_id])
         if wanted.feature_dim not in (None, width):
             turned = "; are rows and columns swapped?" if count == wanted.feature_dim else ""
             problems[video_id] = (
@@ -427,9 +434,6 @@ def _film_problems(
             problems[video_id] = (
                 f"film {video_id}: features of {rate:g} per second, {feature_fps:g} asked"
             )
-        elif length_s == 0 or abs(length_s - stated_s) > slack_s:
-            problems[video_id] = (
-                f"film {video_id}: {length_s:g} s of features at {feature_fps:g} per second, the"
-                f" annotation says {stated_s:g} s; is the rate right?"
-            )
+        elif wrong_length:
+            problems[video_id] = f"film {video_id}: {wrong_length} at {feature_fps:g} per second"
     return problems

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from revisionllm.errors import UserError
+
 
 def query_rows(
     words: np.ndarray, sentence: np.ndarray | None, *, reads_sentence: bool
@@ -19,10 +21,10 @@ def query_rows(
         [L, D], or [L + 1, D] with `reads_sentence`.
 
     Raises:
-        ValueError: the sentence is to be read, and there is none.
+        UserError: the sentence is to be read, and there is none.
     """
     if not reads_sentence:
         return words
     if sentence is None:
-        raise ValueError("the adapter of this run reads sentence features, and the query has none")
+        raise UserError("the adapter of this run reads sentence features, and the query has none")
     return np.concatenate([words, np.asarray(sentence, dtype=words.dtype).reshape(1, -1)])

@@ -19,7 +19,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from revisionllm.errors import UserError, run_entry_point
-from revisionllm.files import MADE_BY, claim_output, write_json, write_text
+from revisionllm.files import claim_outputs, write_json, write_text
 from revisionllm.grounder import DEFAULT_CHECKPOINT
 from revisionllm.options import Parser
 
@@ -83,13 +83,13 @@ def main(argv: list[str] | None = None) -> int:
         for table in args.tables:
             for title, rows in MEASURES[table](setting):
                 name = title.lower().replace(" ", "_").replace(",", "")
+                text = f"### {title}\n\n{markdown(rows)}\n"
+                files = [f"{name}{suffix}" for suffix in (".png", ".md", ".json")]
+                claim_outputs(args.out, files, mark=files[0])
                 write_json(args.out / f"{name}.json", rows)
-                text = f"### {title}\n\n{markdown(rows)}\n\n<!-- made_by: {MADE_BY} -->\n"
-                for suffix in (".md", ".png"):
-                    claim_output(args.out / f"{name}{suffix}")
                 write_text(args.out / f"{name}.md", text)
                 draw_rows(rows, title, args.out / f"{name}.png")
-                print(text.rpartition("\n<!--")[0], flush=True)
+                print(text, flush=True)
         return 0
 
     return run_entry_point(work, "ablation")

@@ -90,13 +90,14 @@ class Setting:
     def __init__(self, args) -> None:
         from revisionllm.engine.dense import DenseEngine
         from revisionllm.model.clip import load_clip
+        from revisionllm.model.config import read_config
         from revisionllm.model.loading import load_model
 
         self.args = args
         self.minutes = args.minutes[0]
         self.model = load_model(args.checkpoint, device=args.device)
         self.clip = load_clip(self.model.config.clip, device=args.device)
-        self.shape = llm_shape(self.model)
+        self.shape = llm_shape(self.model, [read_config(run) for run in args.long])
         self.engine = self.asking_once(DenseEngine(self.model, explore=0.0))
         self._films: dict = {}
 

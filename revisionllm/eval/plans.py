@@ -118,8 +118,13 @@ def film_plans(
     ]
 
 
-def llm_shape(model) -> ModelShape:
-    """What the planner needs to know of a dense run's LLM and prompts."""
+def llm_shape(model, long_configs: Sequence = ()) -> ModelShape:
+    """What the planner needs to know of a dense run's LLM and prompts, and the long runs' adapter.
+
+    Args:
+        long_configs: configs of the long runs; they read segments through one adapter, or through
+            alike ones: the first counts.
+    """
     from revisionllm.engine.dense import PROBES, shared_tokens
 
     config, llm = model.config, model.llm.config
@@ -134,4 +139,18 @@ def llm_shape(model) -> ModelShape:
         prefix_text_tokens=len(before) + shared,
         question_tokens=len(typical) - shared + 1,
         feature_dim=config.adapter.feature_dim,
+        **_adapter_shape(long_configs[0] if long_configs else None),
     )
+
+
+def _adapter_shape(config) -> dict[str, int]:
+    """Of a long run's segment adapter; {} without one."""
+    if config is None:
+        return {}
+    options = config.adapter.options
+    layers = options.get("num_text_layers", 2) + options.get("num_layers", 2)
+    return {
+        "adapter_frames": config.frames_per_window,
+        "adapter_ffn": options.get("ffn_dim", 2048),
+        "adapter_layers": layers,
+    }

@@ -77,6 +77,8 @@ def make_searcher(args: argparse.Namespace):
     config = model.config
     if config.adapter.kind != "clip":
         raise UserError(f"{args.checkpoint} has no segment adapter; it is of stage {config.stage}")
+    if config.stage == "long" and config.time_mapping != "released":
+        _compare_segments(args, config.num_segments)
     name = f"long_{args.num_segments}"
     level = Level(
         name,
@@ -97,6 +99,19 @@ def make_searcher(args: argparse.Namespace):
         engines["recorded"] = RecordedEngine(recorded_answers(windows))
         options["order"] = "coarse_to_fine"
     return FilmSearcher(levels, engines, Path(args.checkpoint).name, options, only_positive=True)
+
+
+def _compare_segments(args: argparse.Namespace, trained: int) -> None:
+    """More segments in a row than a run was trained on have no names there; fewer are told.
+
+    Raises:
+        UserError: more.
+    """
+    words = f"{args.checkpoint} was trained on {trained} segments in a row, not {args.num_segments}"
+    if args.num_segments > trained:
+        raise UserError(f"{words}; give --num_segments {trained}")
+    if args.num_segments < trained:
+        print(words, file=sys.stderr)
 
 
 def _recorded_level(path: str, config):

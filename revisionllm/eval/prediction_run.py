@@ -80,7 +80,18 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, defaults: Predicti
     add("--threshold", type=float, default=0.5, help="found if the score is at least (%(default)s)")
     add("--top_k", type=int, default=50, help="moments per query (%(default)s)")
     add("--nms_iou", type=float, default=0.5, help="drop moments overlapping more (%(default)s)")
-    add("--retry_failed", action="store_true", help="ask queries again that failed before")
+    add(
+        "--retry_failed",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="ask queries again that failed before (default); also --keep_failed for the opposite",
+    )
+    add(
+        "--keep_failed",
+        dest="retry_failed",
+        action="store_false",
+        help="leave queries alone that failed before",
+    )
     add(
         "--skip_bad",
         action="store_true",
@@ -205,13 +216,13 @@ def _predict_shard(args, films, path: Path, make_searcher) -> None:
     """Answer what the shard's file does not answer yet; writes nothing before all is loaded."""
     from revisionllm.eval.answer_log import AnswerLog
 
-    done = set() if args.retry_failed else answered(path)
+    done = answered(path, failed_too=not args.retry_failed)
     wanted = {a.query_id for _, asked in films for a in asked}
-    prepared = _prepare(args, films, make_searcher) if args.retry_failed or wanted - done else None
+    prepared = _prepare(args, films, make_searcher) if wanted - done else None
     with PredictionWriter(path) as writer:
         if writer.dropped_torn_line:
             print(f"{path}: dropped a torn last line", file=sys.stderr)
-        if args.retry_failed:
+        if args.retry_failed and prepared is not None:
             writer.forget_failed()
         total = sum(a.query_id not in writer.done for _, asked in films for a in asked)
         if not total or prepared is None:
@@ -317,11 +328,15 @@ class FeatureSource:
             raise UserError("segments need the words of the queries: --text_features none")
 
     def film(self, vid: str, duration_s: float) -> EvalFilm:
-        """A film's features. Raises UserError if they are missing."""
+        """A film's features. Raises UserError if they are missing, damaged or of another length."""
+        from revisionllm.data.dataset import length_problem
         from revisionllm.eval.film_search import EvalFilm
 
-        rows = self.store.read(vid)
         fps = float(self.store.metadata(vid).get("feature_fps", self.config.feature_fps))
+        wrong = length_problem(self.store.num_frames(vid) / fps, duration_s)
+        if wrong:
+            raise UserError(f"film {vid!r}: {wrong} at {fps:g} per second")
+        rows = self.store.read(vid)
         return EvalFilm(vid, rows, fps, duration_s, key=vid)
 
     def query(self, annotation: Annotation) -> EvalQuery:
@@ -364,7 +379,7 @@ def _film_predictions(
 
     try:
         film = source.film(vid, duration_s)
-    except (UserError, OSError, ValueError) as error:
+    except UserError as error:  # anything else is a fault of ours and stops the run
         yield failures(asked, error)
         return
     for first in range(0, len(asked), args.queries_per_batch):
@@ -376,13 +391,13 @@ def _film_predictions(
             try:
                 queries.append(source.query(annotation))
                 batch.append(annotation)
-            except (UserError, OSError, ValueError) as error:
+            except UserError as error:
                 yield failures([annotation], error)
         if not queries:
             continue
         try:
             predictions = searcher.ground(film, queries)
-        except (UserError, OSError, ValueError) as error:
+        except UserError as error:
             yield failures(batch, error)
             continue
         yield predictions
@@ -400,8 +415,11 @@ def _merge(shards: Sequence[Path], folder: Path, wanted: set[str]) -> Path | Non
     predictions = merge_shards(shards, merged)
     failed = [prediction for prediction in predictions if prediction.status == "failed"]
     print(f"{merged}: {len(predictions)} queries, {len(failed)} failed", file=sys.stderr)
-    for prediction in failed[:5]:
-        print(f"  failed: {prediction.qid}: {prediction.reason}", file=sys.stderr)
+    for reason, count in Counter(prediction.reason for prediction in failed).most_common():
+        first = next(prediction.qid for prediction in failed if prediction.reason == reason)
+        print(f"  failed: {count} queries such as {first}: {reason}", file=sys.stderr)
+    if failed and len(failed) == len(predictions):
+        raise UserError(f"{merged}: all {len(failed)} queries failed, see above")
     return merged
 
 

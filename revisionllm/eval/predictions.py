@@ -210,9 +210,10 @@ def cut_torn_line(path: Path) -> bool:
         return whole_bytes < len(data)
 
 
-def answered(path: Path) -> set[str]:
+def answered(path: Path, *, failed_too: bool) -> set[str]:
     """Query ids that a shard's file answers; nothing is changed. A torn last line answers none."""
-    return {prediction.qid for prediction in read_predictions(path)} if path.is_file() else set()
+    found = read_predictions(path) if path.is_file() else []
+    return {prediction.qid for prediction in found if failed_too or prediction.status == "ok"}
 
 
 class PredictionWriter:
@@ -246,7 +247,10 @@ class PredictionWriter:
 
     def forget_failed(self) -> None:
         """Take the failed predictions out of the file; their queries are not `done`."""
-        kept = [p for p in read_predictions(self.path) if p.status == "ok"]
+        found = read_predictions(self.path)
+        kept = [p for p in found if p.status == "ok"]
+        if len(kept) == len(found):
+            return
         write_predictions(self.path, kept)
         old, self._file = self._file, self.path.open("a", encoding="utf-8")
         lock_file(self._file, f"writes {self.path}")

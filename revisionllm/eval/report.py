@@ -85,7 +85,10 @@ def metric_parser(defaults: MetricDefaults, description: str) -> argparse.Argume
 
 def run_metrics(args: argparse.Namespace, defaults: MetricDefaults) -> int:
     """Read the stages, score them in the chosen convention, print and write. Returns 0."""
-    second = None if args.retrieval_path2 in (None, "none", "None") else args.retrieval_path2
+    second = None if args.retrieval_path2 in (None, "", "none", "None") else args.retrieval_path2
+    for name in ("grounding_path", "retrieval_path"):
+        if not getattr(args, name):
+            raise UserError(f"--{name} is empty; give a run folder or a file")
     logs = combine.LogArithmetic(args.window_s, args.frames_per_window)
     wanted = [
         (args.grounding_path, "dense", args.distributed_grounding),

@@ -110,7 +110,7 @@ def make_searcher(args: argparse.Namespace) -> PlannedSearcher:
         options=search_options(args) | {"shuffle_seed": args.shuffle_seed},
         refine_top=args.refine,
         plans=plans,
-        shape=llm_shape(model),
+        shape=llm_shape(model, [engines[level.name].model.config for level in long_levels]),
     )
 
 

@@ -27,6 +27,7 @@ class ModelShape:
         prefix_text_tokens: prompt tokens in front of the query's words.
         question_tokens: tokens of one query: its words, and what closes the prompt.
         feature_dim, adapter_ffn, adapter_layers: of the frame features and the segment adapter.
+        adapter_frames: frames that the segment adapter reads of a segment; None: as many.
     """
 
     hidden: int
@@ -38,6 +39,7 @@ class ModelShape:
     feature_dim: int = 768
     adapter_ffn: int = 2048
     adapter_layers: int = 4
+    adapter_frames: int | None = None
 
     @property
     def llm_params(self) -> int:
@@ -57,7 +59,8 @@ class ModelShape:
     def adapter_flops(self) -> float:
         """FLOP of the segment adapter for one segment and query."""
         layer = 4 * self.feature_dim**2 + 2 * self.feature_dim * self.adapter_ffn
-        return 2.0 * self.adapter_layers * layer * self.frames_per_window
+        frames = self.frames_per_window if self.adapter_frames is None else self.adapter_frames
+        return 2.0 * self.adapter_layers * layer * frames
 
     def long_tokens(self, num_questions: float, num_positions: float) -> float:
         """LLM tokens of questions that show so many segment positions in all."""

@@ -169,7 +169,8 @@ def span_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     start = np.maximum(first[..., 0], second[..., 0])
     end = np.minimum(first[..., 1], second[..., 1])
     overlap = np.maximum(end - start, 0.0)
-    union = (first[..., 1] - first[..., 0]) + (second[..., 1] - second[..., 0]) - overlap
+    # of spans that overlap the hull is the union; a sum of lengths misses it in the last digit
+    union = np.maximum(first[..., 1], second[..., 1]) - np.minimum(first[..., 0], second[..., 0])
     return np.divide(overlap, union, out=np.zeros_like(union), where=union > 0)
 
 

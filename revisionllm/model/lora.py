@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import (
@@ -91,9 +92,9 @@ def read_lora(
         UserError: a kind of LoRA that cannot be merged exactly, or weights that do not fit.
     """
     path = lora_weights_file(folder)
-    read_json(Path(folder) / CONFIG_FILE, kind=dict, mend="copy the LoRA again")
+    described = _described(Path(folder) / CONFIG_FILE)
     with reading(f"cannot read {Path(folder) / CONFIG_FILE}", "copy the LoRA again"):
-        config = LoraConfig.from_pretrained(str(folder))
+        config = LoraConfig(**described)
         rank, alpha = float(config.r), float(config.lora_alpha)
     if not 0 < rank < 10**5 or not math.isfinite(alpha):
         raise UserError(
@@ -110,6 +111,24 @@ def read_lora(
     _refuse_wrapped(weights, path)
     check_tensors(weights, get_peft_model_state_dict(peft_model), path)
     return peft_model, weights
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What a LoRA's config says, as far as this peft knows it.
+
+    Raises:
+        UserError: no LoRA's, or it uses something that a newer peft brought.
+    """
+    document = read_json(path, kind=dict, mend="copy the LoRA again")
+    if document.get("peft_type", "LORA") != "LORA":
+        raise UserError(f"{path}: peft_type is {str(document['peft_type'])[:40]!r}, not LORA")
+    known = {item.name for item in fields(LoraConfig) if item.init}
+    used = [name for name, value in document.items() if name not in known and value]
+    if used:
+        raise UserError(
+            f"{path}: this peft does not know {', '.join(used[:5])}; install a newer one"
+        )
+    return {name: value for name, value in document.items() if name in known}
 
 
 def _refuse_wrapped(weights: dict[str, Tensor], path: Path) -> None:

@@ -183,14 +183,15 @@ def released_run(
     files += [source] if source.suffix == ".bin" else []
     folders = dict.fromkeys([*map(Path, loras), source])
     files += [f / NON_LORA_NAME for f in folders if (f / NON_LORA_NAME).is_file()]
-    weights = None if "adapter" in overrides else read_adapter_weights(files)
-    _require(weights, stage, source, new_adapter="adapter" in overrides)
+    new_adapter = "adapter" in overrides and adapter_file is None
+    weights = None if new_adapter else read_adapter_weights(files)
+    _require(weights, stage, source, new_adapter=new_adapter)
     stage = stage or "dense"
     if "base" not in overrides:
         overrides["base"] = str(_find_base(source, has_lora))
     if weights is not None:
         _report_unused(weights)
-        overrides["adapter"] = weights.config(stage)
+        overrides.setdefault("adapter", weights.config(stage))
     settings = {"time_mapping": "released", "merge_dtype": "float16", **STAGE_DEFAULTS[stage]}
     config = RunConfig(
         **{**settings, "parent": str(source), "stage": stage, "lora": loras, "adapter_file": None}

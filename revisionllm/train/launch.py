@@ -91,15 +91,16 @@ def one_machine(count: int, command: Sequence[str]) -> int:
 
 def _store(port: int, listening: int):
     """The store in which the processes find one another, on a socket that is bound already."""
+    import torch
     import torch.distributed as dist
+    from packaging.version import Version
 
-    place = (LOCAL, port, None, True)
-    try:
-        return dist.TCPStore(*place, wait_for_workers=False, master_listen_fd=listening)
-    except NotImplementedError:  # torch 2.5's default backend makes its own sockets
-        return dist.TCPStore(
-            *place, wait_for_workers=False, master_listen_fd=listening, use_libuv=False
-        )
+    return dist.TCPStore(
+        *(LOCAL, port, None, True),
+        wait_for_workers=False,
+        master_listen_fd=listening,
+        use_libuv=Version(torch.__version__) >= Version("2.6"),  # 2.5's takes no socket of ours
+    )
 
 
 def _first_failure(processes: list[subprocess.Popen]) -> int:

@@ -43,7 +43,7 @@ class QuestionLosses(nn.Module):
 
     def train(self, mode: bool = True) -> QuestionLosses:
         super().train(mode)
-        self.model.projector.train(mode and is_trained(self.model.projector))
+        train_trained(self.model.projector, mode)
         for name, module in self.model.llm.named_modules():
             if name.endswith("lora_dropout"):
                 module.train(mode and self._trains_lora)
@@ -52,6 +52,20 @@ class QuestionLosses(nn.Module):
     @property
     def _trains_lora(self) -> bool:
         return is_trained(self.model.llm)
+
+
+def train_trained(module: nn.Module, mode: bool) -> None:
+    """Training mode for what is trained, at every depth; what is frozen stays in evaluation mode.
+
+    A part without parameters, such as a dropout, belongs to the module that it stands in.
+    """
+    has_parameters = next(module.parameters(), None) is not None
+    if has_parameters and not is_trained(module):
+        module.eval()
+        return
+    module.training = mode
+    for child in module.children():
+        train_trained(child, mode)
 
 
 def is_trained(module: nn.Module) -> bool:

@@ -51,8 +51,10 @@ def on(monkeypatch):
 
     autocast = torch.autocast
 
-    def no_autocast(kind, *args, **options):
-        return contextlib.nullcontext() if kind == DEVICE.type else autocast(kind, *args, **options)
+    def no_autocast(device_type, *args, **options):
+        if device_type == DEVICE.type:
+            return contextlib.nullcontext()
+        return autocast(device_type, *args, **options)
 
     monkeypatch.setattr(torch, "autocast", no_autocast)  # it knows no such device
     # Pretended tensors know no inference mode; functions decorated with it look this method up.

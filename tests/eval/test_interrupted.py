@@ -26,6 +26,11 @@ def tiny(tmp_path_factory):
     return write_evaluation(tmp_path_factory.mktemp("evaluation"))
 
 
+def heed_interrupts() -> None:
+    """A shell's background job ignores SIGINT, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def flags(tiny, output: Path, *more: str, run: str = "dense") -> list[str]:
     shared = {name: tiny[name] for name in ("data_path", "features", "text_features")}
     values = {"checkpoint": tiny[run], "output": str(output), "device": "cpu", **shared}
@@ -177,6 +182,7 @@ def test_shards_end_with_their_parent(tiny, tmp_path, number):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=heed_interrupts,
     )
     children: list[int] = []
     deadline = time.monotonic() + 60
@@ -207,3 +213,84 @@ def test_films_with_bad_rows_fail_with_the_reason(tiny, tmp_path, capsys):
     assert len(reasons) == 1 and "not finite" in reasons.pop()
     assert all(p.status == "ok" for p in found if p.vid != "film_a")
     capsys.readouterr()
+
+
+def test_when_all_fail_the_run_fails(tiny, tmp_path, capsys):
+    """Zeros in a table are no result; each reason is told once, with a count."""
+    annotations = json.loads(Path(tiny["data_path"]).read_text())
+    for number, record in enumerate(annotations.values()):
+        record["movie"] = f"no_film_{number % 2}"
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps(annotations))
+    assert predict_windows.main(flags(tiny | {"data_path": str(changed)}, tmp_path / "out")) == 2
+    err = capsys.readouterr().err
+    assert "all 10 queries failed" in err
+    assert err.count("failed: 5 queries such as") == 2
+
+
+def test_what_failed_is_asked_again_unless_kept(tiny, tmp_path, capsys):
+    import shutil
+
+    features = tmp_path / "features"
+    shutil.copytree(tiny["features"], features)
+    (features / "film_a.npy").rename(tmp_path / "aside.npy")
+    words = flags(tiny | {"features": str(features)}, tmp_path / "out")
+    assert predict_windows.main(words) == 0
+    failed = [p for p in read_predictions(tmp_path / "out" / "predictions.jsonl") if p.reason]
+    assert {p.vid for p in failed} == {"film_a"}
+    (tmp_path / "aside.npy").rename(features / "film_a.npy")
+    assert predict_windows.main([*words, "--keep_failed"]) == 0
+    found = read_predictions(tmp_path / "out" / "predictions.jsonl")
+    assert sum(p.status == "failed" for p in found) == len(failed)
+    assert predict_windows.main(words) == 0
+    found = read_predictions(tmp_path / "out" / "predictions.jsonl")
+    assert all(p.status == "ok" for p in found)
+
+
+def test_a_fault_of_ours_is_no_failed_query(tiny, tmp_path, monkeypatch):
+    from revisionllm.eval.film_search import FilmSearcher
+
+    def broken(*_):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(FilmSearcher, "_predict", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        predict_windows.main(flags(tiny, tmp_path))
+
+
+@pytest.mark.parametrize("change", ["rows", "rate", "duration"])
+def test_features_are_held_against_the_films_length(tiny, tmp_path, capsys, change):
+    import shutil
+
+    import numpy as np
+
+    features, data = tmp_path / "features", tmp_path / "data.json"
+    shutil.copytree(tiny["features"], features)
+    annotations = json.loads(Path(tiny["data_path"]).read_text())
+    if change == "rows":
+        np.save(features / "film_a.npy", np.load(features / "film_a.npy")[::4])
+    elif change == "rate":
+        (features / "film_a.json").write_text('{"feature_fps": 25.0}')
+    else:
+        for record in annotations.values():
+            if record["movie"] == "film_a":
+                record["movie_duration"] = 1e9
+    data.write_text(json.dumps(annotations))
+    words = flags(tiny | {"features": str(features), "data_path": str(data)}, tmp_path / "out")
+    assert predict_windows.main(words) == 0
+    found = read_predictions(tmp_path / "out" / "predictions.jsonl")
+    reasons = {p.reason for p in found if p.vid == "film_a"}
+    assert len(reasons) == 1 and "is the rate right" in reasons.pop()
+    assert all(p.status == "ok" for p in found if p.vid != "film_a")
+
+
+def test_more_segments_than_a_run_was_trained_on(tiny, tmp_path, capsys):
+    from revisionllm.eval import predict_segments
+
+    words = flags(tiny, tmp_path / "out", "--num_segments", "200", run="long")
+    assert predict_segments.main(words) == 2
+    assert "was trained on 100 segments in a row, not 200" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    words = flags(tiny, tmp_path / "out", "--num_segments", "9", run="long")
+    assert predict_segments.main(words) == 0
+    assert "was trained on 100 segments in a row, not 9" in capsys.readouterr().err

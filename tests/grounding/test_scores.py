@@ -150,3 +150,15 @@ def test_merge_duplicates_takes_the_weighted_mean():
     merged, _ = s.merge_duplicates(spans[:2], np.zeros(2), iou_threshold=0.5)
     assert merged.tolist() == [[1.0, 11.0]]
     assert s.merge_duplicates(np.zeros((0, 2)), np.zeros(0), iou_threshold=0.5)[0].shape == (0, 2)
+
+
+def test_iou_over_the_hull_is_exact_where_peers_are():
+    """A sum of lengths gives 0.49999999999999994 here."""
+    assert float(s.span_iou(np.array([0.0, 3.2]), np.array([0.1, 6.2]))) == 0.5
+    rng = np.random.default_rng(0)
+    spans = np.sort(rng.uniform(0, 20, (500, 2, 2)), axis=2).round(1)
+    for first, second in spans:
+        start, end = max(first[0], second[0]), min(first[1], second[1])
+        hull = max(first[1], second[1]) - min(first[0], second[0])
+        wanted = (end - start) / hull if end > start else 0.0
+        assert float(s.span_iou(first, second)) == wanted

@@ -360,3 +360,19 @@ def test_half_gathered_parameters_are_not_saved(tmp_path):
     with pytest.raises(ValueError, match="gather ZeRO-3 parameters"):
         save_run(model, tmp_path)
     assert not (tmp_path / "config.json").exists()
+
+
+def test_an_adapter_given_with_its_file_is_read(tmp_path):
+    """`adapter` beside `adapter_file` says how to build it; the weights are the file's, not new."""
+    source = ASSETS / "ckpt_stage2_cls"
+    wanted = load_model(source, base=str(ASSETS / "ckpt_base"), stage="long", device="cpu")
+    given = load_model(
+        source,
+        base=str(ASSETS / "ckpt_base"),
+        stage="long",
+        device="cpu",
+        adapter=wanted.config.adapter,
+        adapter_file=source,
+    )
+    for name, tensor in wanted.projector.state_dict().items():
+        assert torch.equal(given.projector.state_dict()[name], tensor), name

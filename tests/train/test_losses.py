@@ -69,3 +69,31 @@ def test_questions_are_numbered_over_rows():
     numbers, count = number_questions(owners)
     assert count == 5
     assert numbers.tolist() == [[0, 0, 1, 2, 0], [3, 4, 4, 0, 0]]
+
+
+@pytest.mark.parametrize("output", ["segment", "alternate"])
+@pytest.mark.parametrize("trains_adapter", [True, False])
+def test_frozen_parts_are_in_evaluation_mode_at_every_depth(output, trains_adapter):
+    """A trained layer norm behind a frozen adapter does not wake the adapter's dropout."""
+    from torch import nn
+
+    from revisionllm.model.config import AdapterConfig
+    from revisionllm.model.llama import build_adapter
+    from revisionllm.train.losses import is_trained, train_trained
+
+    options = {"num_heads": 2, "ffn_dim": 16}
+    if output == "alternate":
+        options["output_norm"] = True
+    adapter = build_adapter(AdapterConfig("clip", 16, 32, output, options))
+    adapter.requires_grad_(trains_adapter)
+    if output == "alternate":
+        adapter.alternate_layer_norm.requires_grad_(True)
+    train_trained(adapter.train(), True)
+    dropouts = [m for m in adapter.modules() if isinstance(m, nn.Dropout | nn.MultiheadAttention)]
+    assert dropouts and all(module.training == trains_adapter for module in dropouts)
+    for module in adapter.modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            own = [p.requires_grad for p in module.parameters(recurse=False)]
+            assert module.training == any(own) or is_trained(module)
+    train_trained(adapter, False)
+    assert not any(module.training for module in adapter.modules())

@@ -178,13 +178,24 @@ def test_a_loss_that_is_no_number_stops_the_run(world, tmp_path, capsys, monkeyp
     assert "loss of step 1 is not finite for queries q" in line
 
 
+def heed_interrupts() -> None:
+    """A shell's background job ignores SIGINT, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def launch(argv: list[str], *, processes: int = 2) -> subprocess.Popen:
     command = [sys.executable, "revisionllm/train/launch.py", "--nproc_per_node", str(processes)]
     command += ["revisionllm/train/train.py", *argv]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stderr=pipe, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        stderr=pipe,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_interrupts,
     )
 
 

@@ -37,7 +37,8 @@ def requirements() -> list[str]:
 def main() -> int:
     """Print constraints, or with --versions what is installed."""
     if "--versions" in sys.argv:
-        print(", ".join(f"{name} {metadata.version(name)}" for name in SHOWN))
+        installed = {item.metadata["Name"]: item.version for item in metadata.distributions()}
+        print(", ".join(f"{name} {installed.get(name, '-')}" for name in SHOWN))
         return 0
     for requirement in requirements():
         match = re.fullmatch(r"([\w.-]+)>=([\w.]+)(?:,.*)?", requirement)

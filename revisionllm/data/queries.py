@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from revisionllm.errors import UserError
-
 
 def query_rows(
     words: np.ndarray, sentence: np.ndarray | None, *, reads_sentence: bool
@@ -21,10 +19,10 @@ def query_rows(
         [L, D], or [L + 1, D] with `reads_sentence`.
 
     Raises:
-        UserError: the sentence is to be read, and there is none.
+        ValueError: the sentence is to be read, and there is none.
     """
     if not reads_sentence:
         return words
     if sentence is None:
-        raise UserError("the adapter of this run reads sentence features, and the query has none")
+        raise ValueError("the adapter of this run reads sentence features, and the query has none")
     return np.concatenate([words, np.asarray(sentence, dtype=words.dtype).reshape(1, -1)])

@@ -20,6 +20,7 @@ from revisionllm.errors import UserError
 from revisionllm.files import MADE_BY, claim_outputs, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
+    from revisionllm.eval.jsonl import Problem
     from revisionllm.eval.scoring import Scored
 
 # sub-commands in modules of their own, with add_arguments(parser) and run(args) -> exit code
@@ -93,7 +94,8 @@ def load(path: str, args: argparse.Namespace, pred_format: str | None = None) ->
     if args.ground_truth:
         queries, accounting.problems = read_queries(args.ground_truth, args.gt_format)
     rankings = []
-    files, missing_shards = find_predictions(path)
+    truth = [args.ground_truth] if args.ground_truth else None
+    files, missing_shards = find_predictions(path, truth)
     accounting.problems += missing_shards
     for file in files:
         found, problems = read_rankings(file, pred_format, queries)
@@ -109,9 +111,16 @@ def load(path: str, args: argparse.Namespace, pred_format: str | None = None) ->
     )
 
 
-def find_predictions(path: str) -> tuple[list[Path], list]:
-    """The prediction files of a run folder or stage folder (merged, else shards), or the file."""
+def find_predictions(
+    path: str, data_path: Sequence[str] | None = None
+) -> tuple[list[Path], list[Problem]]:
+    """The prediction files of a run folder or stage folder (merged, else shards), or the file.
+
+    Args:
+        data_path: of a run folder: those for these annotation files; unset: the first ones.
+    """
     from revisionllm.eval.combine import own_files
+    from revisionllm.eval.made_with import stage_folder
     from revisionllm.eval.released import is_released_folder
 
     place = Path(path)
@@ -119,7 +128,7 @@ def find_predictions(path: str) -> tuple[list[Path], list]:
         raise UserError(f"no such file or folder: {path}")
     if place.is_file() or is_released_folder(place):
         return [place], []
-    for folder in [place / "predictions" / stage for stage in STAGES] + [place]:
+    for folder in [*(stage_folder(place, stage, data_path) for stage in STAGES), place]:
         files, problems = own_files(folder, None)
         if files:
             return files, problems

@@ -14,6 +14,7 @@ import numpy as np
 
 from revisionllm.errors import UserError
 from revisionllm.eval.jsonl import BadRecord, Problem
+from revisionllm.eval.made_with import stage_folder
 from revisionllm.eval.metrics import EMPTY_RANK, RECALL_RANKS, mean_iou, recall_at_k, span_iou
 from revisionllm.eval.rankings import NO_SPANS, Query, Ranking, read_own_rankings
 from revisionllm.eval.released import (
@@ -66,6 +67,7 @@ def read_stage(
     *,
     num_shards: int | None,
     logs: LogArithmetic = LogArithmetic(),
+    data_path: str | None = None,
 ) -> Stage:
     """Read a stage's predictions, whichever kind they are.
 
@@ -74,6 +76,7 @@ def read_stage(
         stage: dense, long_100 or long_33; where a run folder keeps them.
         made_by: the command that makes them, for the error message.
         num_shards: how many shards there should be; None: as the files say.
+        data_path: annotations, to choose among the predictions of a run folder.
 
     Raises:
         UserError: there are no predictions.
@@ -85,7 +88,7 @@ def read_stage(
     if path.is_file():
         rankings, problems = read_own_rankings(path)
         return Stage(rankings, [], problems, path.parent)
-    for folder in (path / "predictions" / stage, path):
+    for folder in (stage_folder(path, stage, data_path and [data_path]), path):
         files, problems = own_files(folder, num_shards)
         if files:
             found = Stage(problems=problems, folder=folder)

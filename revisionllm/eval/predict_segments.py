@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if __package__ in (None, ""):  # started by path: import from the repository, not from this folder
@@ -94,7 +95,7 @@ def make_searcher(args: argparse.Namespace):
     options = search_options(args) | {"order": "exhaustive", "shuffle_seed": args.shuffle_seed}
     levels = [level]
     if args.grounding_path:
-        dense, windows = _recorded_level(args.grounding_path, config)
+        dense, windows = _recorded_level(args.grounding_path, config, args.data_path)
         levels = [dense, level]
         engines["recorded"] = RecordedEngine(recorded_answers(windows))
         options["order"] = "coarse_to_fine"
@@ -114,13 +115,13 @@ def _compare_segments(args: argparse.Namespace, trained: int) -> None:
         print(words, file=sys.stderr)
 
 
-def _recorded_level(path: str, config):
+def _recorded_level(path: str, config, data_path: Sequence[str]):
     """The level of a dense run's windows, and its predictions."""
     from revisionllm.eval.cli import find_predictions
     from revisionllm.eval.predictions import read_predictions
     from revisionllm.grounding.levels import Level
 
-    files, problems = find_predictions(path)
+    files, problems = find_predictions(path, data_path)
     predictions = [p for file in files for p in read_predictions(file)]
     windows = next((p.windows for p in predictions if p.windows and len(p.windows) > 1), None)
     if problems or windows is None:

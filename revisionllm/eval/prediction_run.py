@@ -1,8 +1,9 @@
 """Predicting for a whole annotation file: films, shards, resuming, merging.
 
 Shards are whole films, so that queries of a film share its work. Each shard appends to its own file
-and skips the queries that are already there; when all are done, the files are merged into
-`predictions.jsonl`. A query that cannot be answered is recorded as failed, with its reason.
+and skips the queries that are already there, if the same run and flags made them (`made_with.py`);
+when all are done, the files are merged into `predictions.jsonl`. A query that cannot be answered is
+recorded as failed, with its reason.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revisionllm.errors import UserError
-from revisionllm.eval.predictions import (
-    PredictionWriter,
-    answered,
-    merge_shards,
-    read_predictions,
+from revisionllm.eval.made_with import (
+    check_queries,
+    check_same,
+    made_with,
+    own_folder,
+    write_made_with,
 )
+from revisionllm.eval.predictions import PredictionWriter, merge_shards, read_predictions
 from revisionllm.options import Parser
 
 if TYPE_CHECKING:
@@ -63,7 +66,11 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, defaults: Predicti
         default=defaults.text_features,
         help="text features by query id (LMDB); clip: by the run's own CLIP; none",
     )
-    add("--output", help="folder; unset: <checkpoint>/predictions/<stage>")
+    add(
+        "--output",
+        help="folder; unset: <checkpoint>/predictions/<stage>, or <stage>-<file> where that holds"
+        " those of other annotations",
+    )
     add("--num_shards", type=int, help="processes that share the films; unset: one per GPU")
     add("--shard", type=int, help="run this one alone; unset: all, or SLURM array's or torchrun's")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (%(default)s)")
@@ -124,7 +131,9 @@ def predict_all(
     count = args.num_shards or _num_gpus(args.device)
     if args.shard is not None and not 0 <= args.shard < count:
         raise UserError(f"--shard {args.shard} is not in 0..{count - 1}; give --num_shards too")
-    folder = Path(args.output or Path(args.checkpoint) / "predictions" / defaults.stage)
+    _check_checkpoint(args)
+    made = made_with(args)
+    folder = output_folder(args, defaults.stage)
     shards = [folder / f"shard-{number}-of-{count}.jsonl" for number in range(count)]
     others = sorted(set(folder.glob("shard-*-of-*.jsonl")) - set(shards))
     if others:
@@ -136,8 +145,14 @@ def predict_all(
         _start_shards(count, script, argv)
     else:
         number = args.shard or 0
-        _predict_shard(args, films[number::count], shards[number], make_searcher)
+        _predict_shard(args, films, films[number::count], shards[number], made, make_searcher)
     return _merge(shards, folder, {a.query_id for _, asked in films for a in asked})
+
+
+def output_folder(args: argparse.Namespace, stage: str) -> Path:
+    """Where a predicting command writes."""
+    default = Path(args.checkpoint) / "predictions" / stage
+    return Path(args.output) if args.output else own_folder(default, args.data_path)
 
 
 def _take_shard_from(environment: Mapping[str, str], args: argparse.Namespace) -> None:
@@ -150,8 +165,8 @@ def _take_shard_from(environment: Mapping[str, str], args: argparse.Namespace) -
                 args.device = f"cuda:{local}"
 
 
-def films_of(args: argparse.Namespace) -> list[tuple[str, list[Annotation]]]:
-    """Annotations by film, in file order."""
+def films_of(args: argparse.Namespace, *, limit: bool = True) -> list[tuple[str, list[Annotation]]]:
+    """Annotations by film, in file order; the first --limit of them."""
     from revisionllm.data.annotations import read_annotations, require_good
 
     annotations: list[Annotation] = []
@@ -165,7 +180,7 @@ def films_of(args: argparse.Namespace) -> list[tuple[str, list[Annotation]]]:
     if twice:
         raise UserError(f"query {twice[0]!r} is in more than one of {', '.join(args.data_path)}")
     films: dict[str, list[Annotation]] = {}
-    for annotation in annotations[: args.limit]:
+    for annotation in annotations[: args.limit if limit else None]:
         films.setdefault(annotation.video_id, []).append(annotation)
     return list(films.items())
 
@@ -212,13 +227,20 @@ def _visible_gpu(number: int) -> str:
     return names[number % len(names)] if names else str(number)
 
 
-def _predict_shard(args, films, path: Path, make_searcher) -> None:
+def _predict_shard(args, all_films, films, path: Path, made, make_searcher) -> None:
     """Answer what the shard's file does not answer yet; writes nothing before all is loaded."""
     from revisionllm.eval.answer_log import AnswerLog
 
-    done = answered(path, failed_too=not args.retry_failed)
+    found = read_predictions(path) if path.is_file() else []
+    check_same(path.parent, made, has_answers=bool(found))
+    # --limit may have been wider before
+    every = films_of(args, limit=False) if found and args.limit is not None else all_films
+    check_queries(path, found, {a.query_id: a for _, asked in every for a in asked})
+    done = {p.qid for p in found if p.status == "ok" or not args.retry_failed}
     wanted = {a.query_id for _, asked in films for a in asked}
     prepared = _prepare(args, films, make_searcher) if wanted - done else None
+    if prepared is not None:
+        write_made_with(path.parent, made, args.data_path)
     with PredictionWriter(path) as writer:
         if writer.dropped_torn_line:
             print(f"{path}: dropped a torn last line", file=sys.stderr)
@@ -231,7 +253,7 @@ def _predict_shard(args, films, path: Path, make_searcher) -> None:
         from tqdm import tqdm
 
         with (
-            AnswerLog(path.with_suffix(".answers"), _made_with(args)) as log,
+            AnswerLog(path.with_suffix(".answers"), made) as log,
             tqdm(total=total, unit="query", desc=path.stem, file=sys.stderr) as progress,
         ):
             searcher.answer_log = log
@@ -250,26 +272,20 @@ def _predict_shard(args, films, path: Path, make_searcher) -> None:
                     log.clear()
 
 
-def _made_with(args: argparse.Namespace) -> dict[str, Any]:
-    """What answers depend on: the flags, and which config the checkpoint has now."""
-    config = Path(args.checkpoint) / "config.json"
-    stamp = config.stat().st_mtime_ns if config.is_file() else 0
-    free = ("shard", "num_shards", "output", "limit", "retry_failed", "skip_bad", "run")
-    flags = {name: str(value) for name, value in vars(args).items() if name not in free}
-    return flags | {"config": stamp}
-
-
 def _prepare(args, films, make_searcher) -> tuple[FilmSearcher, FeatureSource]:
     from revisionllm.data.feature_store import open_features
 
-    if not Path(args.checkpoint).exists():
-        raise UserError(
-            f"no checkpoint at {args.checkpoint}; checkpoints/README.md says what makes it"
-        )
     store = open_features(args.features)
     searcher = make_searcher(args)
     _check_features(store, [vid for vid, _ in films], searcher.config, args)
     return searcher, FeatureSource(store, searcher.config, args, searcher.needs_words)
+
+
+def _check_checkpoint(args: argparse.Namespace) -> None:
+    if not Path(args.checkpoint).exists():
+        raise UserError(
+            f"no checkpoint at {args.checkpoint}; checkpoints/README.md says what makes it"
+        )
 
 
 def _check_features(store, vids: Sequence[str], config, args: argparse.Namespace) -> None:

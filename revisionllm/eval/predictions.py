@@ -210,12 +210,6 @@ def cut_torn_line(path: Path) -> bool:
         return whole_bytes < len(data)
 
 
-def answered(path: Path, *, failed_too: bool) -> set[str]:
-    """Query ids that a shard's file answers; nothing is changed. A torn last line answers none."""
-    found = read_predictions(path) if path.is_file() else []
-    return {prediction.qid for prediction in found if failed_too or prediction.status == "ok"}
-
-
 class PredictionWriter:
     """Append-only writer that resumes: `done` holds the query ids that the file already answers.
 

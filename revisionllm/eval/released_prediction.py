@@ -248,24 +248,31 @@ def predict_released(args, stage: str, make_log: Callable[..., dict[str, Any]]) 
     from tqdm import tqdm
 
     from revisionllm.data.feature_store import open_features
-    from revisionllm.eval.prediction_run import FeatureSource, films_of, load_run
+    from revisionllm.eval.made_with import check_same, made_with, write_made_with
+    from revisionllm.eval.prediction_run import FeatureSource, films_of, load_run, output_folder
     from revisionllm.eval.predictions import cut_torn_line
     from revisionllm.eval.released import read_logs
 
     shard, count = args.shard or 0, args.num_shards or 1
-    folder = Path(args.output or Path(args.checkpoint) / "predictions" / f"{stage}_released")
+    films, every = films_of(args)[shard::count], films_of(args, limit=False)
+    made = made_with(args)
+    folder = output_folder(args, f"{stage}_released")
     path = folder / f"predictions_streaming_{shard}.txt"
-    films = films_of(args)[shard::count]
+    check_same(folder, made, has_answers=path.is_file() and path.stat().st_size > 0)
     model = load_run(args)
     source = FeatureSource(
         open_features(args.features), model.config, args, model.config.adapter.kind == "clip"
     )
     folder.mkdir(parents=True, exist_ok=True)
+    write_made_with(folder, made, args.data_path)
     with path.open("a", encoding="utf-8") as file:
         lock_file(file, f"writes {path}")
         if cut_torn_line(path):
             print(f"{path}: dropped a torn last line", file=sys.stderr)
         done = {row.query_id for row in read_logs([path])[0]}
+        others = done - {a.query_id for _, asked in every for a in asked}
+        if others:
+            raise UserError(f"{path} answers queries of other annotations: {sorted(others)[:3]}")
         todo = [(vid, a) for vid, asked in films for a in asked if a.query_id not in done]
         film = None
         for vid, annotation in tqdm(todo, unit="query"):

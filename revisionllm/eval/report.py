@@ -99,7 +99,9 @@ def run_metrics(args: argparse.Namespace, defaults: MetricDefaults) -> int:
     accounting = Accounting()
     stages = []
     for (path, name, count), command in zip(wanted, defaults.launchers, strict=False):
-        stage = combine.read_stage(path, name, command, num_shards=count, logs=logs)
+        stage = combine.read_stage(
+            path, name, command, num_shards=count, logs=logs, data_path=args.data_path
+        )
         accounting.problems += stage.problems
         if any(problem.what == "missing shard" for problem in stage.problems):
             accounting.notes.append(f"missing shards of {name}: {command} makes them (it resumes)")

@@ -91,7 +91,8 @@ def test_shards_of_a_cluster(tiny, tmp_path, monkeypatch, names):
     for name, value in zip(names, ("2", "3"), strict=True):
         monkeypatch.setenv(name, value)
     assert predict_windows.main(flags(tiny, "dense", tmp_path)) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["shard-2-of-3.jsonl"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["made_with.json", "shard-2-of-3.jsonl"]
     assert {p.vid for p in read_predictions(tmp_path / "shard-2-of-3.jsonl")} == {"film_c"}
 
 

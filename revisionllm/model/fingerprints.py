@@ -1,0 +1,99 @@
+"""What a run is made of, as short fingerprints: two runs with equal ones answer alike.
+
+Evaluation keeps them with its predictions, training with its checkpoints, so that neither goes on
+with what another model made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from revisionllm.model.config import CALIBRATION_NAME, read_calibration
+from revisionllm.model.loading import describe
+from revisionllm.model.released import adapter_file_in
+
+# says where things lie and who wrote them, not what they are
+PLACES = ("base", "clip", "adapter_file", "lora", "parent", "versions", "git_commit")
+HEAD_BYTES = 2**20
+BASE_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.model")
+LORA_FILES = ("adapter_config.json", "adapter_model.*", "non_lora_trainables.bin")
+
+
+def run_fingerprint(source: str | Path, **overrides: Any) -> dict[str, str]:
+    """Part of a run -> fingerprint of its contents: config, adapter, LoRA, calibration, base.
+
+    Adapter and LoRA are read whole. The base, gigabytes of it, is told by names, sizes, times of
+    change and first bytes of its files (`base_stamp`).
+
+    Args:
+        source: as for `load_model`, and so are the overrides.
+
+    Raises:
+        UserError: it is no run.
+    """
+    config, _ = describe(source, **overrides)
+    values = {name: value for name, value in asdict(config).items() if name not in PLACES}
+    found = {"config": digest(values)}
+    if config.adapter_file is not None:
+        found["adapter"] = digest(_content(adapter_file_in(config.adapter_file)))
+    for number, folder in enumerate(config.lora, start=1):
+        files = sorted({f for pattern in LORA_FILES for f in Path(folder).glob(pattern)})
+        found[f"LoRA {number}"] = digest([[file.name, _content(file)] for file in files])
+    found["base"] = base_stamp(config.base, config.base_revision)
+    calibration = read_calibration(source) if Path(source).is_dir() else None
+    if calibration is not None:
+        found["calibration"] = digest(_content(Path(source) / CALIBRATION_NAME))
+    return found
+
+
+def base_stamp(base: str, revision: str | None = None) -> str:
+    """Fingerprint of a base LLM without reading it whole; of a hub id, the id itself."""
+    path = Path(base)
+    if not path.exists():
+        return f"{base}@{revision or 'main'}"
+    files: Iterable[Path] = [path]
+    if path.is_dir():
+        files = sorted({file for pattern in BASE_FILES for file in path.glob(pattern)})
+    return digest([_stamp(file) for file in files])
+
+
+def _stamp(file: Path) -> list[Any]:
+    """Name, size, time of change and first bytes (of safetensors: the names and shapes)."""
+    status = file.stat()
+    with file.open("rb") as stream:
+        head = hashlib.sha256(stream.read(HEAD_BYTES)).hexdigest()
+    # small files are told by their bytes; copying them is no change
+    changed = status.st_mtime_ns if status.st_size > HEAD_BYTES else 0
+    return [file.name, status.st_size, changed, head]
+
+
+def _content(file: Path) -> str:
+    """SHA-256 of a whole file."""
+    found = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(HEAD_BYTES):
+            found.update(block)
+    return found.hexdigest()
+
+
+def digest(value: Any) -> str:
+    """16 hexadecimal digits of anything that JSON can hold."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def changes(before: dict[str, Any], now: dict[str, Any], *, most: int = 5) -> str:
+    """What differs between two flat records, for a message; empty if nothing does."""
+    names = [n for n in dict.fromkeys([*before, *now]) if before.get(n) != now.get(n)]
+    shown = [f"{n} was {_short(before.get(n))}, is {_short(now.get(n))}" for n in names[:most]]
+    return "; ".join(shown + (["..."] if len(names) > most else []))
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -8,6 +8,7 @@ workers as their path. Writers: `feature_writers.py`. MAD: https://github.com/So
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -34,6 +35,31 @@ FRAME_ARRAYS = ("features", "memory_global")
 MAX_GAP_ROWS = 64
 ROWS_PER_READ = 4096  # when all rows are checked
 RATES = RANGES["feature_fps"]
+
+DIGEST = "sha256_of_rows"  # name of a description's digest, see `RowsDigest`
+
+
+class RowsDigest:
+    """SHA-256 of feature rows as float32: the same in stores of every format and dtype."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+
+    def update(self, rows: np.ndarray) -> None:
+        """Add the next rows [n, D]."""
+        self._sha256.update(np.ascontiguousarray(rows, dtype="<f4").tobytes())
+
+    def hexdigest(self) -> str:
+        """The digest of all rows so far."""
+        return self._sha256.hexdigest()
+
+
+def rows_digest(rows: np.ndarray) -> str:
+    """Digest of a film's rows [T, D]."""
+    digest = RowsDigest()
+    digest.update(rows)
+    return digest.hexdigest()
+
 
 Rows = slice | np.ndarray | list[int] | None
 
@@ -84,11 +110,16 @@ class FeatureStore(ABC):
         stated = self.metadata(key).get("num_frames", num_frames)
         if stated != num_frames:
             return f"{num_frames} rows, its description says {stated}"
+        digest = RowsDigest()
         for start in range(0, num_frames, ROWS_PER_READ):
             rows = np.asarray(self._read_rows(key, slice(start, start + ROWS_PER_READ)))
+            digest.update(rows)
             bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
             if bad.size:
                 return f"row {start + bad[0]} is not finite"
+        stated = self.metadata(key).get(DIGEST)
+        if stated is not None and stated != digest.hexdigest():
+            return "its rows are others than those that were written"
         return None
 
     def num_frames(self, key: str) -> int:

@@ -78,7 +78,7 @@ def _extract(args: argparse.Namespace) -> int:
 def _convert(args: argparse.Namespace) -> int:
     import numpy as np
 
-    from revisionllm.data.feature_store import open_features
+    from revisionllm.data.feature_store import DIGEST, open_features, rows_digest
     from revisionllm.data.feature_writers import (
         finished,
         guess_format,
@@ -109,7 +109,9 @@ def _convert(args: argparse.Namespace) -> int:
                     f"row {row} of {key!r} does not fit {args.dtype}; take --dtype float32"
                 )
             about = source.metadata(key)
-            yield key, features, {**about, "dtype": args.dtype} if about else {}
+            if about:
+                about = about | {"dtype": args.dtype, DIGEST: rows_digest(features)}
+            yield key, features, about
 
     count = len(done) + write_features(args.destination, records(), store_format=store_format)
     if store_format == "npy":

@@ -175,11 +175,25 @@ def load_tokenizer(base: str, *, revision: str | None = None) -> PreTrainedToken
         tokenizer = AutoTokenizer.from_pretrained(
             location, **extra, revision=revision or "main", **SAFE
         )
+        if "gguf_file" in extra and _gguf_adds_bos(Path(base)):
+            tokenizer.add_bos_token = True  # some versions of transformers leave it out
         _check_tokenizer(tokenizer, base, llm_config(base, revision=revision))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def _gguf_adds_bos(path: Path) -> bool:
+    """Whether a GGUF file's texts begin with BOS: as it says, else as LLaMA's tokenizer does."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(path).fields
+    said = fields.get("tokenizer.ggml.add_bos_token")
+    if said is not None:
+        return bool(said.parts[said.data[0]][0])
+    kind = fields.get("tokenizer.ggml.model")
+    return kind is not None and bytes(kind.parts[kind.data[0]]) == b"llama"
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, base: str, config: LlamaConfig) -> None:

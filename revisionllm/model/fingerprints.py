@@ -42,13 +42,20 @@ def run_fingerprint(source: str | Path, **overrides: Any) -> dict[str, str]:
     if config.adapter_file is not None:
         found["adapter"] = digest(_content(adapter_file_in(config.adapter_file)))
     for number, folder in enumerate(config.lora, start=1):
-        files = sorted({f for pattern in LORA_FILES for f in Path(folder).glob(pattern)})
-        found[f"LoRA {number}"] = digest([[file.name, _content(file)] for file in files])
+        found[f"LoRA {number}"] = weights_digest(folder)
     found["base"] = base_stamp(config.base, config.base_revision)
     calibration = read_calibration(source) if Path(source).is_dir() else None
     if calibration is not None:
         found["calibration"] = digest(_content(Path(source) / CALIBRATION_NAME))
     return found
+
+
+def weights_digest(source: str | Path) -> str:
+    """Fingerprint of a published file, or of the LoRA and projector in a published folder."""
+    path = Path(source)
+    patterns = (*LORA_FILES, "mm_projector.bin")
+    files = {f for pattern in patterns for f in path.glob(pattern)} if path.is_dir() else {path}
+    return digest([[file.name, _content(file)] for file in sorted(files)])
 
 
 def base_stamp(base: str, revision: str | None = None) -> str:

@@ -123,7 +123,12 @@ def _described(path: Path) -> dict[str, Any]:
     if document.get("peft_type", "LORA") != "LORA":
         raise UserError(f"{path}: peft_type is {str(document['peft_type'])[:40]!r}, not LORA")
     known = {item.name for item in fields(LoraConfig) if item.init}
-    used = [name for name, value in document.items() if name not in known and value]
+    # plain numbers are sizes of what a flag or a config turns on
+    used = [
+        name
+        for name, value in document.items()
+        if name not in known | {"peft_version"} and value and type(value) not in (int, float)
+    ]
     if used:
         raise UserError(
             f"{path}: this peft does not know {', '.join(used[:5])}; install a newer one"

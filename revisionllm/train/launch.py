@@ -99,7 +99,7 @@ def _store(port: int, listening: int):
         *(LOCAL, port, None, True),
         wait_for_workers=False,
         master_listen_fd=listening,
-        use_libuv=Version(torch.__version__) >= Version("2.6"),  # 2.5's takes no socket of ours
+        use_libuv=Version(torch.__version__) >= Version("2.7"),  # older ones take no socket of ours
     )
 
 

@@ -111,6 +111,7 @@ def train_alone(args: TrainArguments, run: Path) -> None:
     steps = total_steps(args, sampler)
     facts = {"total_steps": steps, "world_size": world_size(), "arguments": asdict(args)}
     facts["data"] = dataset.fingerprint()
+    facts["start"] = starting_points(args)
     checkpoint = checkpoints.newest_complete(run)
     if checkpoint is not None:
         for line in check_same(checkpoint.facts, facts, run):
@@ -283,6 +284,12 @@ def check_same(old: dict[str, Any], new: dict[str, Any], run: Path) -> list[str]
             f"{run} was started with other data: {changed}; put the old files back to continue it,"
             " or give another --output_dir"
         )
+    retrained = data_changes(old.get("start"), new.get("start", {}))
+    if retrained:
+        raise UserError(
+            f"{run} started from other weights: {retrained} changed since; train again into another"
+            " --output_dir, or put the old weights back"
+        )
     spread = [
         f"{name} was {was}, is {is_now}; a step holds the same questions, losses may differ in"
         " their last digits"
@@ -303,6 +310,23 @@ def check_same(old: dict[str, Any], new: dict[str, Any], run: Path) -> list[str]
             " continue it, or another --output_dir"
         )
     return spread
+
+
+def starting_points(args: TrainArguments) -> dict[str, str]:
+    """Fingerprint of everything that the stage starts from, by flag."""
+    from revisionllm.model.config import is_run_folder
+    from revisionllm.model.fingerprints import base_stamp, digest, run_fingerprint, weights_digest
+
+    found = {}
+    for name in ("init_projector", "init_lora", "init_adapter"):
+        source = getattr(args, name)
+        if source and is_run_folder(Path(source)):
+            found[f"--{name}"] = digest(run_fingerprint(source))
+        elif source:
+            found[f"--{name}"] = weights_digest(source)
+    if args.base:
+        found["--base"] = base_stamp(args.base)
+    return found
 
 
 def data_changes(old: dict[str, str] | None, new: dict[str, str]) -> str:

@@ -249,3 +249,48 @@ def test_sidecar_is_plain_json(film, tmp_path):
     about = json.loads((tmp_path / "film.json").read_text())
     assert about["video"]["name"] == "film.mp4"
     assert set(about["video"]) == {"name", "bytes", "sha256_of_ends"}
+
+
+def flipped(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_rows_with_flipped_bytes_are_made_again(film, tmp_path, capsys):
+    made = extract(film, tmp_path / "film.npy")
+    whole = made.path.read_bytes()
+    flipped(made.path, -5)
+    store = open_features(tmp_path)
+    assert "others than those that were written" in store.bad_rows("film")
+    again = extract(film, tmp_path / "film.npy")
+    assert not again.reused and made.path.read_bytes() == whole
+    assert "has changed since it was made" in capsys.readouterr().err
+    assert store.bad_rows("film") is None
+
+
+def test_unfinished_rows_with_flipped_bytes_are_made_again(film, tmp_path):
+    whole = extract(film, tmp_path / "whole" / "film.npy").path.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        extract(film, tmp_path / "film.npy", GreyClip(dies_at_call=4))
+    flipped(tmp_path / "film.npy.partial", -12 * 8 * 2)  # in the third of four batches
+    clip = GreyClip()
+    assert extract(film, tmp_path / "film.npy", clip).path.read_bytes() == whole
+    assert clip.calls == 4  # batches 3 to 6 of 6
+
+
+def test_a_film_replaced_by_another_of_the_same_name_size_and_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "END_BYTES", 64)
+    path = films.write_film(tmp_path / "film.mp4", films.constant_rate(120, 25))
+    clip = GreyClip()
+    extract(path, tmp_path / "film.npy", clip)
+    status = path.stat()
+    assert extract(path, tmp_path / "film.npy", clip).reused
+    path.touch()  # copied or touched: read once, found to be the same
+    assert extract(path, tmp_path / "film.npy", clip).reused
+    data = path.read_bytes()
+    middle = data.index(b"mdat") + 400
+    path.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+    assert path.stat().st_size == status.st_size
+    assert extraction.video_identity(path)["bytes"] == len(data)
+    assert not extract(path, tmp_path / "film.npy", clip).reused

@@ -170,3 +170,16 @@ def test_what_does_not_fit_is_refused(tmp_path, change, message):
 def test_folder_without_lora_is_named(tmp_path):
     with pytest.raises(UserError, match=r"not a LoRA folder.*adapter_config\.json"):
         load_lora(tiny_llm(), tmp_path)
+
+
+def test_configs_of_a_newer_peft_are_read_if_they_use_nothing_new(tmp_path):
+    folder = tmp_path / "lora"
+    shutil.copytree(DENSE, folder)
+    path = folder / "adapter_config.json"
+    document = json.loads(path.read_text())
+    harmless = {"peft_version": "9.9", "of_tomorrow_size": 16, "use_tomorrow": False, "other": None}
+    path.write_text(json.dumps(document | harmless))
+    load_lora(load_base(str(BASE), revision=None, dtype=torch.float32), folder)
+    path.write_text(json.dumps(document | {"use_tomorrow": True}))
+    with pytest.raises(UserError, match="does not know use_tomorrow"):
+        load_lora(load_base(str(BASE), revision=None, dtype=torch.float32), folder)

@@ -290,3 +290,20 @@ def test_a_sentence_of_a_book(world, tmp_path, capsys):
     argv = flags(world, "dense", data_path=path, output_dir=tmp_path / "run", max_steps=1)
     refusal(argv, capsys)
     assert "500000 characters" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_stage_whose_parent_was_trained_again_is_not_done(trained, tmp_path, capsys):
+    from revisionllm.model.tensors import read_tensors, write_tensors
+
+    parent = trained / "parent"  # beside the base that its config names
+    shutil.copytree(trained / "dense", parent)
+    argv = flags(trained, "sparse", init_lora=parent, output_dir=tmp_path / "run", max_steps=1)
+    assert main(argv) == 0
+    assert main(argv) == 0  # nothing to do
+    path = parent / "lora" / "adapter_model.safetensors"
+    before = path.read_bytes()
+    tensors = read_tensors(path)
+    write_tensors({name: tensor + 1 for name, tensor in tensors.items()}, path)
+    assert "--init_lora changed since" in refusal(argv, capsys)
+    path.write_bytes(before)
+    assert main(argv) == 0

@@ -2,7 +2,8 @@
 
 Decoding runs in a thread ahead of the encoder (PyAV and torch both release the GIL). Rows grow in
 `<out>.partial`; the finished file is renamed into place and `<out stem>.json` beside it records
-what it was made of, so a later call reuses it only if video, CLIP and rate are the same.
+what it was made of and a digest of its rows, so a later call reuses it only if video, CLIP and rate
+are the same and no byte has changed.
 """
 
 from __future__ import annotations
@@ -23,17 +24,21 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from revisionllm.data.feature_store import DIGEST, ROWS_PER_READ, RowsDigest
 from revisionllm.data.video import iter_frames, probe
 from revisionllm.errors import UserError
-from revisionllm.files import read_json, write_json
+from revisionllm.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from revisionllm.model.clip import ClipFeatures
 
-SCHEMA = 2  # 1: times counted from the first picture, not from the container's start
+# 1: times counted from the first picture, not from the container's start; 2: no digests
+SCHEMA = 3
 # Batches of frames that may wait for the encoder.
 DECODE_AHEAD_BATCHES = 2
-FINGERPRINT_BYTES = 2**20
+READ_BYTES = 2**22
+END_BYTES = 2**20
+CONTENTS = "video_contents"  # key of the film's digest and time of change
 
 T = TypeVar("T")
 
@@ -93,10 +98,17 @@ def extract_features(
             at `out_path` that this function did not make; another process is at it.
     """
     out_path = Path(out_path)
-    about = _describe(video_path, clip, feature_fps, dtype)
+    known = [_read_json(path) for path in (_sidecar(out_path), _partial_paths(out_path)[1])]
+    about = _describe(video_path, clip, feature_fps, dtype, known)
     _complete_rename(out_path, about)
-    if _read_json(_sidecar(out_path)) == about and _has_shape(out_path, about):
-        return FeatureFile(out_path, about, reused=True)
+    found = _read_json(_sidecar(out_path))
+    if _is_same(found, about) and _has_shape(out_path, about):
+        if _digest_of(out_path, about) == found.get(DIGEST):
+            about = about | {DIGEST: found[DIGEST]}
+            if found != about:  # the film was touched or copied
+                write_json(_sidecar(out_path), about)
+            return FeatureFile(out_path, about, reused=True)
+        print(f"{out_path} has changed since it was made; extracting it again", file=sys.stderr)
     _refuse_files_of_others(out_path)
     with (
         _disk_errors_explained(out_path, about),
@@ -108,8 +120,9 @@ def extract_features(
             for batch in frames:
                 rows = clip.encode_images(batch, batch_size=batch_size).numpy().astype(dtype)
                 _append(file, rows)
+                _note_sum(out_path, rows.tobytes(), len(rows))
                 bar.update(len(rows))
-        _finish(file, out_path, about)
+        about = about | {DIGEST: _finish(file, out_path, about)}
     return FeatureFile(out_path, about, reused=False)
 
 
@@ -155,10 +168,18 @@ def read_ahead(items: Iterable[T], *, depth: int) -> Iterator[T]:
 
 
 def _describe(
-    video_path: str | os.PathLike, clip: ClipFeatures, feature_fps: float, dtype: str
+    video_path: str | os.PathLike,
+    clip: ClipFeatures,
+    feature_fps: float,
+    dtype: str,
+    known: Iterable[Any] = (),
 ) -> dict[str, Any]:
-    """Everything the rows depend on; equal descriptions mean equal files."""
-    info = probe(video_path)
+    """Everything the rows depend on; equal descriptions mean equal files.
+
+    Args:
+        known: descriptions of earlier calls, whose digest of an untouched film is believed.
+    """
+    info, video = probe(video_path), video_identity(video_path)
     return {
         "made_by": "revisionllm",  # no version: what a newer one would make alike is kept
         "schema": SCHEMA,
@@ -170,19 +191,62 @@ def _describe(
         "decode_size": list(clip.decode_size(info.width, info.height)),
         "duration_s": info.duration_s,
         "start_s": info.start_s,
-        "video": video_identity(video_path),
+        "video": video,
+        CONTENTS: _contents(video_path, video, known),
     }
 
 
 def video_identity(path: str | os.PathLike) -> dict[str, Any]:
-    """Name, size and a hash of the first and last MiB: tells films apart without reading them."""
+    """Name, size and a hash of the first and last MiB."""
     size = os.path.getsize(path)
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        digest.update(file.read(FINGERPRINT_BYTES))
-        file.seek(max(0, size - FINGERPRINT_BYTES))
-        digest.update(file.read(FINGERPRINT_BYTES))
+        digest.update(file.read(END_BYTES))
+        file.seek(max(0, size - END_BYTES))
+        digest.update(file.read(END_BYTES))
     return {"name": Path(path).name, "bytes": size, "sha256_of_ends": digest.hexdigest()}
+
+
+def _contents(path: str | os.PathLike, video: dict[str, Any], known: Iterable[Any]) -> dict:
+    """Time of change and SHA-256 of a film, which is read for it unless `known` tells of it."""
+    mtime_ns = os.stat(path).st_mtime_ns
+    for about in known:
+        told = about.get(CONTENTS) if isinstance(about, dict) else None
+        if not isinstance(told, dict) or about.get("video") != video or "sha256" not in told:
+            continue
+        if told.get("mtime_ns") == mtime_ns:
+            return told
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+    return {"mtime_ns": mtime_ns, "sha256": digest.hexdigest()}
+
+
+def _is_same(found: Any, about: dict[str, Any]) -> bool:
+    """Whether a description on disk says what `about` does; times of change may differ."""
+
+    def told(description: dict[str, Any]) -> dict[str, Any]:
+        rest = {k: v for k, v in description.items() if k not in (DIGEST, CONTENTS)}
+        return rest | {"sha256": description[CONTENTS].get("sha256")}
+
+    is_description = isinstance(found, dict) and isinstance(found.get(CONTENTS), dict)
+    return is_description and told(found) == told(about)
+
+
+def _digest_of(path: Path, about: dict[str, Any]) -> str:
+    """Digest of the rows in a .npy file that has the shape `about` says."""
+    rows = np.memmap(
+        path,
+        dtype=about["dtype"],
+        mode="r",
+        offset=len(_header(about)),
+        shape=(about["num_frames"], about["dim"]),
+    )
+    digest = RowsDigest()
+    for first in range(0, len(rows), ROWS_PER_READ):
+        digest.update(rows[first : first + ROWS_PER_READ])
+    return digest.hexdigest()
 
 
 def _batches(
@@ -233,12 +297,44 @@ def _partial_paths(out_path: Path) -> tuple[Path, Path]:
     return rows, rows.with_name(rows.name + ".json")
 
 
+def _sums_path(out_path: Path) -> Path:
+    """A line per batch of the unfinished rows: how many, and their digest."""
+    return out_path.with_name(out_path.name + ".partial.sums")
+
+
+def _note_sum(out_path: Path, data: bytes, count: int) -> None:
+    with open(_sums_path(out_path), "a", encoding="ascii") as file:
+        file.write(f"{count} {hashlib.sha256(data).hexdigest()[:16]}\n")
+
+
+def _sound_rows(out_path: Path, header_bytes: int, row_bytes: int, batch_size: int) -> int:
+    """Unfinished rows that are as they were written, in whole batches; cuts the sums to them."""
+    path, lines = _sums_path(out_path), []
+    kept = sound = num_lines = 0
+    text = path.read_text(encoding="ascii", errors="replace") if path.exists() else ""
+    with open(_partial_paths(out_path)[0], "rb") as rows:
+        rows.seek(header_bytes)
+        for line in text.splitlines(keepends=True):
+            count, _, digest = line.strip().partition(" ")
+            data = rows.read(int(count) * row_bytes) if count.isdecimal() else b""
+            if not data or hashlib.sha256(data).hexdigest()[:16] != digest:
+                break
+            lines.append(line)
+            sound += int(count)
+            if sound % batch_size == 0 or int(count) < batch_size:  # the last one may be shorter
+                kept, num_lines = sound, len(lines)
+    write_text(path, "".join(lines[:num_lines]))
+    return kept
+
+
 def _complete_rename(out_path: Path, about: dict[str, Any]) -> None:
     """Write the sidecar of a run that was killed right after moving its rows into place."""
     partial, about_path = _partial_paths(out_path)
-    moved = not partial.exists() and _read_json(about_path) == about and _has_shape(out_path, about)
-    if moved and not _sidecar(out_path).exists():
+    if partial.exists() or not _has_shape(out_path, about):
+        return
+    if _is_same(_read_json(about_path), about) and not _sidecar(out_path).exists():
         about_path.replace(_sidecar(out_path))
+        _sums_path(out_path).unlink(missing_ok=True)
 
 
 def _refuse_files_of_others(out_path: Path) -> None:
@@ -287,15 +383,13 @@ def _partial(
     path, about_path = _partial_paths(out_path)
     with open(path, "ab") as file:
         _lock(file, path)
-        known = _read_json(about_path)
         header, num_done = _header(about), 0
         row_bytes = about["dim"] * np.dtype(about["dtype"]).itemsize
-        if known == about:
-            num_done = max(0, path.stat().st_size - len(header)) // row_bytes
-            if num_done < about["num_frames"]:
-                num_done -= num_done % batch_size
+        if _is_same(_read_json(about_path), about):
+            num_done = _sound_rows(out_path, len(header), row_bytes, batch_size)
         else:
             file.truncate(0)
+            write_text(_sums_path(out_path), "")
             write_json(about_path, about)
         if not num_done:
             file.truncate(0)
@@ -322,8 +416,8 @@ def _append(file: IO[bytes], rows: np.ndarray) -> None:
     file.flush()
 
 
-def _finish(file: IO[bytes], out_path: Path, about: dict[str, Any]) -> None:
-    """Move the rows into place; the sidecar, which vouches for them, comes last.
+def _finish(file: IO[bytes], out_path: Path, about: dict[str, Any]) -> str:
+    """Move the rows into place; the sidecar, which vouches for them, comes last. Their digest.
 
     What it replaces goes first, so that a kill between any two steps leaves nothing mismatched.
     """
@@ -331,10 +425,14 @@ def _finish(file: IO[bytes], out_path: Path, about: dict[str, Any]) -> None:
     partial, about_path = _partial_paths(out_path)
     if partial.stat().st_size != _total_bytes(about):
         raise RuntimeError(f"{partial} has {partial.stat().st_size} of {_total_bytes(about)} bytes")
+    digest = _digest_of(partial, about)
+    write_json(about_path, about | {DIGEST: digest})
     out_path.unlink(missing_ok=True)
     _sidecar(out_path).unlink(missing_ok=True)
     partial.replace(out_path)
     about_path.replace(_sidecar(out_path))
+    _sums_path(out_path).unlink(missing_ok=True)
+    return digest
 
 
 @contextmanager

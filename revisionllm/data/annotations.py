@@ -357,6 +357,26 @@ def _time_problems(record: _Record) -> list[str]:
     return found
 
 
+def query_problems(
+    query_id: Any, video_id: Any, sentence: Any, spans_s: list, duration_s: float | None
+) -> list[str]:
+    """What is wrong with a query of any format: the checks that every command applies.
+
+    Args:
+        spans_s: true spans; none where it is true of nothing, or where they are not known.
+        duration_s: None: the format does not say how long the film is.
+    """
+    known_s = duration_s
+    if duration_s is None:
+        known_s = max((span[1] for span in spans_s), default=0.0) or 1.0
+    records = [
+        _Record(query_id, video_id, sentence, span, known_s) for span in spans_s or [[0.0, 0.0]]
+    ]
+    found = _sentence_problems(records[0])
+    found += [problem for record in records for problem in _time_problems(record)]
+    return list(dict.fromkeys(found))
+
+
 def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 

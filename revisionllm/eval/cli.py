@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from revisionllm.errors import UserError
 from revisionllm.files import MADE_BY, claim_outputs, write_bytes, write_json, write_text
+from revisionllm.interop.cli import add_log_arguments
 
 if TYPE_CHECKING:
     from revisionllm.eval.jsonl import Problem
@@ -28,6 +29,11 @@ MODULES = {
     "run": ("revisionllm.eval.run", "search films for all queries of an annotation file"),
     "calibrate": ("revisionllm.eval.calibrate", "fit confidence on validation predictions"),
 }
+# those of eval/conventions.py, which costs NumPy to read; ours: the older name of field
+CONVENTION_NAMES = (
+    *("field", "ours", "released", "mad", "nlq", "qvhighlights"),
+    *("vue-tr", "unitime", "vidchapters", "timelens"),
+)
 SCORE_FILES = ("report.json", "metrics.csv", "recall.png", "reliability.png")
 REPORT_FILES = ("report.html", "report.md", "recall.png", "reliability.png")
 STAGES = ("search", "dense")  # where a run folder keeps predictions to score, in this order
@@ -66,6 +72,17 @@ def _common(parser: argparse.ArgumentParser) -> None:
         "--gt-format", help="format of the annotations; told from the file if unset"
     )
     parser.add_argument(
+        "--convention",
+        choices=CONVENTION_NAMES,
+        default="field",
+        help="count as this peer's own evaluation does; docs/evaluation.md has the differences"
+        " (%(default)s)",
+    )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out true records that cannot be used"
+    )
+    add_log_arguments(parser)
+    parser.add_argument(
         "--resamples",
         type=int,
         default=1000,
@@ -86,19 +103,26 @@ def run(args: argparse.Namespace) -> int:
 
 def load(path: str, args: argparse.Namespace, pred_format: str | None = None) -> Scored:
     """Read one run's predictions (and the ground truth) and score them."""
+    from revisionllm.eval.conventions import CONVENTIONS
     from revisionllm.eval.scoring import Accounting, queries_from, score
+    from revisionllm.interop.cli import log_arithmetic
     from revisionllm.interop.formats import read_queries, read_rankings
 
     accounting = Accounting()
     queries = []
     if args.ground_truth:
         queries, accounting.problems = read_queries(args.ground_truth, args.gt_format)
+        if accounting.problems and not args.skip_bad:
+            raise UserError(
+                f"{accounting.problems[0]} ({len(accounting.problems)} such records in the ground"
+                " truth); mend them, or leave those queries out with --skip-bad"
+            )
     rankings = []
     truth = [args.ground_truth] if args.ground_truth else None
     files, missing_shards = find_predictions(path, truth)
     accounting.problems += missing_shards
     for file in files:
-        found, problems = read_rankings(file, pred_format, queries)
+        found, problems = read_rankings(file, pred_format, queries, log_arithmetic(args))
         rankings += found
         accounting.problems += problems
     if not args.ground_truth:
@@ -107,7 +131,12 @@ def load(path: str, args: argparse.Namespace, pred_format: str | None = None) ->
         if unknown:
             accounting.notes.append(f"{unknown} queries without ground truth are not scored")
     return score(
-        queries, rankings, accounting=accounting, num_resamples=args.resamples, seed=args.seed
+        queries,
+        rankings,
+        accounting=accounting,
+        num_resamples=args.resamples,
+        seed=args.seed,
+        convention=CONVENTIONS[args.convention],
     )
 
 

@@ -18,7 +18,8 @@ from revisionllm.eval.made_with import stage_folder
 from revisionllm.eval.metrics import EMPTY_RANK, RECALL_RANKS, mean_iou, recall_at_k, span_iou
 from revisionllm.eval.rankings import NO_SPANS, Query, Ranking, read_own_rankings
 from revisionllm.eval.released import (
-    RELEASED_FRAMES,
+    MAD_LOGS,
+    LogArithmetic,
     LogRow,
     is_logged_answer,
     is_released_folder,
@@ -27,14 +28,6 @@ from revisionllm.eval.released import (
     shard_paths,
 )
 from revisionllm.eval.scoring import Accounting
-
-
-@dataclass(frozen=True)
-class LogArithmetic:
-    """What released logs do not say. Dense windows start every half window, segments each fifth."""
-
-    window_s: float = 125.0
-    frames_per_window: int = RELEASED_FRAMES
 
 
 @dataclass
@@ -57,7 +50,7 @@ class Stage:
     rows: list[LogRow] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     folder: Path = Path()
-    logs: LogArithmetic = LogArithmetic()
+    logs: LogArithmetic = MAD_LOGS
 
 
 def read_stage(
@@ -66,7 +59,7 @@ def read_stage(
     made_by: str,
     *,
     num_shards: int | None,
-    logs: LogArithmetic = LogArithmetic(),
+    logs: LogArithmetic = MAD_LOGS,
     data_path: str | None = None,
 ) -> Stage:
     """Read a stage's predictions, whichever kind they are.

@@ -33,7 +33,7 @@ def average_precision(
     if not len(predicted):
         return np.zeros(len(thresholds))
     ious = span_iou(predicted[:, None], truth[None])
-    return np.array([_area(_matches(ious, limit), len(truth)) for limit in thresholds])
+    return np.array([area_under(_matches(ious, limit), len(truth)) for limit in thresholds])
 
 
 def _matches(ious: np.ndarray, threshold: float) -> np.ndarray:
@@ -48,8 +48,12 @@ def _matches(ious: np.ndarray, threshold: float) -> np.ndarray:
     return matched
 
 
-def _area(matched: np.ndarray, num_true: int) -> float:
-    """Area under the interpolated precision-recall curve."""
+def area_under(matched: np.ndarray, num_true: int) -> float:
+    """Area under the interpolated precision-recall curve.
+
+    Args:
+        matched: bool [n], whether each prediction, best first, takes a true span.
+    """
     hits = np.cumsum(matched)
     precision = hits / np.arange(1, len(matched) + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
@@ -60,15 +64,18 @@ def mean_average_precision(
     predicted: Sequence[np.ndarray],
     truth: Sequence[np.ndarray],
     thresholds: Sequence[float] = MAP_THRESHOLDS,
+    *,
+    num_predictions: int = MAP_MAX_PREDICTIONS,
 ) -> np.ndarray:
     """mAP in percent at each threshold, [T]; a query without predictions counts 0."""
+    predicted = [spans[:num_predictions] for spans in predicted]
     if not len(predicted):
         return np.full(len(thresholds), np.nan)
     ones = [row for row, spans in enumerate(truth) if len(spans) == 1]
     total = _sum_of_ones([predicted[row] for row in ones], [truth[row] for row in ones], thresholds)
     for spans, true_spans in zip(predicted, truth, strict=True):
         if len(true_spans) > 1:
-            total += average_precision(spans[:MAP_MAX_PREDICTIONS], true_spans, thresholds)
+            total += average_precision(spans, true_spans, thresholds)
     return 100.0 * total / len(predicted)
 
 

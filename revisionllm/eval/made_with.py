@@ -51,6 +51,7 @@ def made_with(args: argparse.Namespace) -> dict[str, str]:
         if name in FREE or callable(value) or value is None:
             continue
         is_path = name in ("features", "text_features") and Path(str(value)).exists()
+        value = "field" if (name, value) == ("convention", "ours") else value  # its older name
         found[f"--{name}"] = str(Path(value).resolve()) if is_path else str(value)
     if getattr(args, "grounding_path", None):
         found["--grounding_path"] = digest(_dense_record(args.grounding_path, args.data_path))

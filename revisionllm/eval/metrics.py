@@ -7,7 +7,7 @@ M measures. Spans are [start_s, end_s]; empty ranks of a table hold -1, below an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,11 @@ EMPTY_RANK = -1.0
 
 
 def iou_table(
-    predicted: Sequence[np.ndarray], truth: Sequence[np.ndarray], *, max_rank: int = 50
+    predicted: Sequence[np.ndarray],
+    truth: Sequence[np.ndarray],
+    *,
+    max_rank: int = 50,
+    iou: Callable[[np.ndarray, np.ndarray], np.ndarray] = span_iou,
 ) -> np.ndarray:
     """IoU of each ranked prediction with the true span it fits best.
 
@@ -28,6 +32,7 @@ def iou_table(
         predicted: per query [n, 2], best first; n may be 0.
         truth: per query [m, 2], m >= 1.
         max_rank: how many predictions of a query count.
+        iou: of spans [..., 2], in a peer's own arithmetic.
 
     Returns:
         float64 [Q, max_rank]; -1 where a query has fewer predictions.
@@ -42,7 +47,7 @@ def iou_table(
     for column in range(most_spans):  # nearly always one
         rows = [row for row, spans in enumerate(truth) if len(spans) > column]
         targets = np.array([truth[row][column] for row in rows], np.float64).reshape(-1, 1, 2)
-        best = np.maximum(table[rows], span_iou(padded[rows], targets))
+        best = np.maximum(table[rows], iou(padded[rows], targets))
         table[rows] = np.where(table[rows] < 0, EMPTY_RANK, best)
     return table
 

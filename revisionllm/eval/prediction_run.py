@@ -79,8 +79,8 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, defaults: Predicti
     add("--queries_per_batch", type=int, default=128, help="asked at once (%(default)s)")
     add(
         "--convention",
-        choices=("ours", "released"),
-        default="ours",
+        choices=("field", "ours", "released"),
+        default="field",
         help="released: its windows, decoding, scores and logs, for comparison (%(default)s)",
     )
     add("--limit", type=int, help="only so many queries, to try things out")

@@ -17,9 +17,10 @@ import numpy as np
 from revisionllm.eval.jsonl import (
     BadRecord,
     Problem,
-    iter_json_lines,
+    iter_records,
     number_field,
     optional_text,
+    predicted_rows,
     span_rows,
     text_field,
 )
@@ -32,13 +33,16 @@ WINDOW_FIELDS = itemgetter("start_s", "end_s")
 
 @dataclass(slots=True)
 class Query:
-    """One sentence asked of one film. `spans` [m, 2]: where it is true; m = 0: known absent."""
+    """One sentence asked of one film.
+
+    `spans` [m, 2]: where it is true; m = 0: known to be absent; None: the file does not say.
+    """
 
     qid: str
     vid: str
     query: str
     duration_s: float | None
-    spans: np.ndarray
+    spans: np.ndarray | None
     extra: dict[str, Any] = field(default_factory=dict)  # what only one format carries
 
 
@@ -58,6 +62,7 @@ class Ranking:
     gt: np.ndarray | None = None  # [m, 2]
     cost: dict[str, float] | None = None
     windows: np.ndarray | None = None  # [W, 2]: the windows of the film that a stage asked
+    num_reversed: int = 0  # spans of the file that end before they start: left out
     extra: dict[str, Any] = field(default_factory=dict)
 
     def sort(self) -> bool:
@@ -79,13 +84,25 @@ class Ranking:
 def ranking_from_record(record: Any) -> Ranking:
     """Read one line of our schema without building its moments one by one (raises BadRecord)."""
     check_schema(record)
-    array = _span_fields(record.get("moments"), "moments", MOMENT_FIELDS, 3)
-    windows = record.get("windows")
-    found, gt = record.get("found"), record.get("gt")
+    qid, gt = text_field(record, "qid"), record.get("gt")
+    gt = None if gt is None else span_rows(gt, "gt")
+    try:
+        return _answered(record, qid, gt)
+    except BadRecord as error:
+        if gt is None:
+            raise
+        # the query is known, so it counts: as one that was not answered
+        vid = text_field(record, "vid")
+        return Ranking(qid, NO_SPANS, vid=vid, failed=True, reason=str(error), gt=gt)
+
+
+def _answered(record: dict[str, Any], qid: str, gt: np.ndarray | None) -> Ranking:
+    array, num_reversed = _span_fields(record.get("moments"), "moments", MOMENT_FIELDS, 3)
+    windows, found = record.get("windows"), record.get("found")
     if not isinstance(found, bool):
         raise BadRecord("field 'found' must be true or false")
     return Ranking(
-        qid=text_field(record, "qid"),
+        qid=qid,
         spans=array[:, :2],
         scores=array[:, 2],
         vid=text_field(record, "vid"),
@@ -94,10 +111,18 @@ def ranking_from_record(record: Any) -> Ranking:
         found=found,
         failed=record.get("status", "ok") == "failed",
         reason=optional_text(record, "reason"),
-        gt=None if gt is None else span_rows(gt, "gt"),
+        gt=gt,
         cost=_cost_fields(record.get("cost")),
-        windows=None if windows is None else _span_fields(windows, "windows", WINDOW_FIELDS, 2),
+        windows=None if windows is None else _span_fields(windows, "windows", WINDOW_FIELDS, 2)[0],
+        num_reversed=num_reversed,
     )
+
+
+def problem_at(path: str | Path, place: int | str, error: object) -> Problem:
+    """A problem at a line, or at an item of a list."""
+    if isinstance(place, int):
+        return Problem(str(path), place, str(error))
+    return Problem(str(path), 0, f"{place}: {error}")
 
 
 def _cost_fields(cost: Any) -> dict[str, float] | None:
@@ -110,28 +135,28 @@ def _cost_fields(cost: Any) -> dict[str, float] | None:
 
 def _span_fields(
     objects: Any, what: str, fields: Callable[[Any], tuple[Any, ...]], width: int
-) -> np.ndarray:
+) -> tuple[np.ndarray, int]:
     if not isinstance(objects, list):
         raise BadRecord(f"field {what!r} must be a list")
     try:
         rows = list(map(fields, objects))
     except (KeyError, TypeError, IndexError) as error:
         raise BadRecord(f"one of the {what} lacks start_s, end_s or score") from error
-    return span_rows(rows, what, width=width)
+    return predicted_rows(rows, what, width=width)
 
 
 def read_own_rankings(path: str | Path) -> tuple[list[Ranking], list[Problem]]:
     """Read our predictions JSONL; each line that cannot be used is a `Problem`."""
     rankings: list[Ranking] = []
     problems: list[Problem] = []
-    for line, record in iter_json_lines(path):
+    for line, record in iter_records(path):
         if isinstance(record, Problem):
             problems.append(record)
             continue
         try:
             rankings.append(ranking_from_record(record))
         except BadRecord as error:
-            problems.append(Problem(str(path), line, str(error)))
+            problems.append(problem_at(path, line, error))
     return rankings, problems
 
 

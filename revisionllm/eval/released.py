@@ -35,6 +35,17 @@ LAST_FRAME_ANSWER = "From 249 to 249."  # the released way of saying nothing, be
 SEGMENTS_TO_WINDOWS = 0.4  # 25 s segment stride / 62.5 s window stride
 
 
+@dataclass(frozen=True)
+class LogArithmetic:
+    """What released logs do not say. Dense windows start every half window, segments each fifth."""
+
+    window_s: float = 125.0
+    frames_per_window: int = RELEASED_FRAMES
+
+
+MAD_LOGS = LogArithmetic()
+
+
 @dataclass(slots=True)
 class LogRow:
     """One line of a released log. `frames` [n, 2]: retrieved segment ranges (retrieval logs)."""

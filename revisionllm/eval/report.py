@@ -58,7 +58,7 @@ def metric_parser(defaults: MetricDefaults, description: str) -> argparse.Argume
     parser.add_argument("--distributed_retrieval", type=int, help=f"retrieval {shards}")
     parser.add_argument(
         "--convention",
-        choices=("field", "released"),
+        choices=("field", "ours", "released"),
         default="field",
         help="field: unrounded IoU, >=, failed queries are misses; released: the old numbers",
     )

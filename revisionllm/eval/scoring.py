@@ -15,6 +15,7 @@ import numpy as np
 
 from revisionllm.errors import UserError
 from revisionllm.eval import detection
+from revisionllm.eval.conventions import CONVENTIONS, Convention
 from revisionllm.eval.jsonl import Problem
 from revisionllm.eval.metrics import (
     IOU_THRESHOLDS,
@@ -27,6 +28,7 @@ from revisionllm.eval.metrics import (
 )
 from revisionllm.eval.rankings import NO_SPANS, Query, Ranking
 
+FIELD = CONVENTIONS["field"]
 DURATION_EDGES_S = (180.0, 1800.0, 3600.0, 7200.0)
 LENGTH_EDGES_S = (5.0, 10.0, 30.0, 120.0)
 CALIBRATION_THRESHOLDS = (0.1, 0.3, 0.5)  # the paper's supplement, table S1
@@ -80,6 +82,7 @@ class Scored:
     ious: np.ndarray  # [Q, K]
     report: dict[str, Any]
     accounting: Accounting
+    convention: Convention = FIELD
 
 
 def queries_from(rankings: Sequence[Ranking]) -> list[Query]:
@@ -99,9 +102,16 @@ def queries_from(rankings: Sequence[Ranking]) -> list[Query]:
 
 
 def join(
-    queries: Sequence[Query], rankings: Sequence[Ranking], accounting: Accounting
+    queries: Sequence[Query],
+    rankings: Sequence[Ranking],
+    accounting: Accounting,
+    *,
+    in_file_order: bool = False,
 ) -> list[Ranking | None]:
     """The answer of each query, by query id; fills in `accounting`.
+
+    Args:
+        in_file_order: leave answers as they stand, whatever their scores.
 
     Raises:
         UserError: no id is in both, or the ground truth names a query twice.
@@ -125,7 +135,7 @@ def join(
     for qid, ranking in answers.items():
         if ranking.failed:
             accounting.failed.append(qid)
-        if ranking.sort():
+        if not in_file_order and ranking.sort():
             accounting.reordered.append(qid)
     accounting.missing += [query.qid for query in queries if query.qid not in answers]
     return [answers.get(query.qid) for query in queries]
@@ -140,8 +150,12 @@ def score(
     thresholds: Sequence[float] = IOU_THRESHOLDS,
     num_resamples: int = 1000,
     seed: int = 0,
+    convention: Convention = FIELD,
 ) -> Scored:
     """Score answers against the ground truth.
+
+    Args:
+        convention: whose way of counting; of a peer's, `report["headline"]` has its own numbers.
 
     Raises:
         UserError: the two do not belong together, or there is nothing to score.
@@ -149,7 +163,17 @@ def score(
     accounting = Accounting() if accounting is None else accounting
     if not queries:
         raise UserError("the ground truth holds no query")
-    answers = join(queries, rankings, accounting)
+    if any(query.spans is None for query in queries):
+        raise UserError("the ground truth does not say where its queries are true (a test file?)")
+    answers = join(queries, rankings, accounting, in_file_order=convention.in_file_order)
+    if convention.of_answered:
+        asked = [row for row, answer in enumerate(answers) if answer is not None]
+        if len(asked) < len(queries):
+            accounting.notes.append(
+                f"{convention.name} leaves the {len(queries) - len(asked)} missing queries out"
+            )
+        queries, answers = [queries[row] for row in asked], [answers[row] for row in asked]
+    headline = _headline(convention, queries, answers)
     present = [row for row, query in enumerate(queries) if len(query.spans)]
     said_absent = np.array([answer is not None and answer.says_absent for answer in answers])
     scored = Scored(
@@ -161,14 +185,21 @@ def score(
     )
     predicted = [_usable_spans(ranking) for ranking in scored.rankings]
     truth = [query.spans for query in scored.queries]
-    scored.ious = iou_table(predicted, truth, max_rank=max(ranks))
+    scored.ious = iou_table(predicted, truth, max_rank=max(ranks), iou=convention.iou)
+    scored.convention = convention
+    thresholds = convention.limits(thresholds).tolist()
     report = scored.report
+    report["convention"] = convention.name
+    report["headline"] = headline
     report["counts"] = accounting.counts()
     report["mIoU"] = mean_iou(scored.ious)
-    report["recall"] = recall_at_k(scored.ious, ranks=ranks, thresholds=thresholds)
+    report["recall"] = recall_at_k(
+        scored.ious, ranks=ranks, thresholds=thresholds, strict=convention.strict
+    )
     report |= _intervals(scored, ranks, thresholds, num_resamples, seed)
     report["mAP"] = _map_report(predicted, truth)
     report["set_iou"] = _set_iou_report(scored)
+    report["sets"] = _sets_report(scored)
     report["calibration"] = _calibration_report(scored)
     absent = np.array([not len(query.spans) for query in queries])
     report["not_present"] = detection.not_present(absent, said_absent) if absent.any() else None
@@ -182,15 +213,31 @@ def score(
     return scored
 
 
+def _headline(
+    convention: Convention, queries: Sequence[Query], answers: Sequence[Ranking | None]
+) -> dict[str, float] | None:
+    """The peer's own numbers."""
+    if convention.headline is None:
+        return None
+    pairs = []
+    for query, answer in zip(queries, answers, strict=True):
+        if answer is None or answer.failed:
+            answer = Ranking(query.qid, NO_SPANS)
+        if len(query.spans) or convention.name == "vue-tr":  # which asks about nothing, too
+            pairs.append((query, answer))
+    return convention.headline(pairs) if pairs else None
+
+
 def _usable_spans(ranking: Ranking | None) -> np.ndarray:
     return NO_SPANS if ranking is None or ranking.failed else ranking.spans
 
 
 def per_query_measures(
-    ious: np.ndarray, ranks: Sequence[int], thresholds: Sequence[float]
+    ious: np.ndarray, ranks: Sequence[int], thresholds: Sequence[float], *, strict: bool = False
 ) -> np.ndarray:
     """[Q, 1 + T*R] in percent: IoU of the top answer, then hits in the order of `recall_at_k`."""
-    hits = hit_table(ious, ranks=ranks, thresholds=thresholds).reshape(len(ious), -1)
+    hits = hit_table(ious, ranks=ranks, thresholds=thresholds, strict=strict)
+    hits = hits.reshape(len(ious), -1)
     return 100.0 * np.concatenate([np.maximum(ious[:, :1], 0.0), hits], axis=1)
 
 
@@ -206,7 +253,8 @@ def _intervals(
     groups = film_groups(scored.queries)
     if not len(scored.ious) or not resamples:
         return {"intervals": {}, "resampled": None}
-    values = per_query_measures(scored.ious, ranks, thresholds)
+    strict = scored.convention.strict
+    values = per_query_measures(scored.ious, ranks, thresholds, strict=strict)
     means = bootstrap_means(values, groups=groups, num_resamples=resamples, seed=seed)
     edges = [(1 - INTERVAL_LEVEL) / 2, (1 + INTERVAL_LEVEL) / 2]
     low_high = np.quantile(means, edges, axis=0).T.tolist()
@@ -220,7 +268,13 @@ def _intervals(
 def _map_report(predicted: list[np.ndarray], truth: list[np.ndarray]) -> dict[str, float]:
     values = detection.mean_average_precision(predicted, truth)
     by_threshold = dict(zip(detection.MAP_THRESHOLDS, values.tolist(), strict=True))
-    return {"avg": float(values.mean()), "0.5": by_threshold[0.5], "0.75": by_threshold[0.75]}
+    first_five = detection.mean_average_precision(predicted, truth, num_predictions=5)
+    return {
+        "avg": float(values.mean()),
+        "0.5": by_threshold[0.5],
+        "0.75": by_threshold[0.75],
+        "@5": float(first_five.mean()),
+    }
 
 
 def answered_set(ranking: Ranking | None) -> np.ndarray:
@@ -240,6 +294,18 @@ def _set_iou_report(scored: Scored) -> dict[str, float] | None:
         for row in several
     ]
     return {"mean": 100.0 * float(np.mean(values)), "num_queries": len(several)}
+
+
+def _sets_report(scored: Scored) -> dict[str, float] | None:
+    """Answered sets against true sets, over all queries: mean IoU, share with as many spans."""
+    if not scored.queries:
+        return None
+    sets = [answered_set(ranking) for ranking in scored.rankings]
+    truth = [query.spans for query in scored.queries]
+    pairs = list(zip(sets, truth, strict=True))
+    ious = [detection.set_iou(found, spans) for found, spans in pairs]
+    alike = [len(found) == len(spans) for found, spans in pairs]
+    return {"IoU": 100.0 * float(np.mean(ious)), "count_accuracy": 100.0 * float(np.mean(alike))}
 
 
 def _calibration_report(scored: Scored) -> dict[str, Any] | None:
@@ -275,7 +341,8 @@ def _breakdown(
             inside |= known == 0
         if inside.any():
             ious = scored.ious[inside]
-            recall = recall_at_k(ious, ranks=(1,), thresholds=thresholds)
+            strict = scored.convention.strict
+            recall = recall_at_k(ious, ranks=(1,), thresholds=thresholds, strict=strict)
             row = {"over_s": low_s, "up_to_s": high_s if np.isfinite(high_s) else None}
             rows.append(row | {"num_queries": len(ious), "mIoU": mean_iou(ious)} | recall)
     return rows

@@ -27,6 +27,9 @@ def score_text(scored: Scored) -> list[str]:
     ]
     if report["resampled"]:
         lines.append(f"95 % intervals by resampling whole {report['resampled']}")
+    if report["headline"]:
+        lines.append(f"{report['convention']}, its own numbers:")
+        lines += [f"  {name}: {value:.2f}" for name, value in report["headline"].items()]
     for name, value, interval in metric_rows(report):
         spread = f"  [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
         lines.append(f"{name}: {value:.2f}{spread}")
@@ -40,6 +43,9 @@ def score_text(scored: Scored) -> list[str]:
 
 def _optional_lines(report: Mapping[str, Any]) -> list[str]:
     lines = []
+    if report["sets"]:
+        lines.append(f"answered sets: IoU {report['sets']['IoU']:.2f}, ")
+        lines[-1] += f"as many spans as are true {report['sets']['count_accuracy']:.2f}"
     if report["set_iou"]:
         several = report["set_iou"]
         lines.append(f"set IoU ({several['num_queries']} queries): {several['mean']:.2f}")

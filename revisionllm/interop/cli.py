@@ -31,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--annotations",
         help="ground truth that fills in what the source lacks (film, length, spans)",
     )
+    add_log_arguments(parser)
+    parser.add_argument(
+        "--nested-spans",
+        action="store_true",
+        help="timelens only: [[s, e]] in the keys, as lmms-eval reads it (unset: [s, e])",
+    )
     parser.add_argument("--fps", type=float, help="frames per second of the features (snag only)")
     parser.add_argument(
         "--skip-bad",
@@ -38,6 +44,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="convert the rest when lines of the source cannot be read (they are named either way)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
+
+
+def add_log_arguments(parser: argparse.ArgumentParser) -> None:
+    """The windows of released logs, for commands that read any predictions."""
+    parser.add_argument("--window_s", type=float, help="of released logs: MAD 125, chapters 500")
+    parser.add_argument(
+        "--frames_per_window", type=int, help="of released logs: MAD 250, chapters 100"
+    )
+
+
+def log_arithmetic(args: argparse.Namespace):
+    """The windows that the flags state; None if they do not.
+
+    Raises:
+        UserError: one of the two is missing.
+    """
+    from revisionllm.eval.released import LogArithmetic
+
+    given = args.window_s, args.frames_per_window
+    if None in given and given != (None, None):
+        raise UserError("--window_s and --frames_per_window belong together; give both")
+    return None if None in given else LogArithmetic(*given)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,8 +81,10 @@ def run(args: argparse.Namespace) -> int:
     queries = formats.read_queries(args.annotations)[0] if args.annotations else []
     if target.kind == formats.ANNOTATIONS:
         items, problems = formats.read_queries(args.source, args.source_format)
+        formats.fill_in_queries(items, queries)
     else:
-        items, problems = formats.read_rankings(args.source, args.source_format, queries)
+        logs = log_arithmetic(args)
+        items, problems = formats.read_rankings(args.source, args.source_format, queries, logs)
     for problem in problems:
         print(f"not used: {problem}", file=sys.stderr)
     if problems and not args.skip_bad:
@@ -63,10 +93,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if not items:
         raise UserError(f"{args.source} holds nothing to convert")
-    if args.target_format == "snag":
-        target.write(Path(args.target), items, fps=args.fps)
-    else:
-        target.write(Path(args.target), items)
+    options = {"snag": {"fps": args.fps}, "timelens": {"nested_spans": args.nested_spans}}
+    target.write(Path(args.target), items, **options.get(args.target_format, {}))
     print(f"{len(items)} {KINDS[target.kind]} written to {args.target} ({args.target_format})")
     return 0
 

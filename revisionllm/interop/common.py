@@ -17,11 +17,12 @@ from revisionllm.errors import UserError
 from revisionllm.eval.jsonl import (
     BadRecord,
     Problem,
-    iter_json_lines,
+    iter_records,
+    predicted_rows,
     read_json,
     span_rows,
 )
-from revisionllm.eval.rankings import Query, Ranking
+from revisionllm.eval.rankings import NO_SPANS, Query, Ranking, problem_at
 from revisionllm.files import write_text
 
 Item = TypeVar("Item")
@@ -29,17 +30,21 @@ Found = tuple[list[Item], list[Problem]]
 
 
 def parse_lines(path: Path, parse: Callable[[Any], Item | list[Item]]) -> Found:
-    """Parse each line of a JSONL file; `parse` raises BadRecord for one it cannot use."""
-    return _collect(path, iter_json_lines(path), parse, lambda line: line)
+    """Parse each line of a JSONL file (or item of a JSON list).
+
+    Args:
+        parse: raises BadRecord for a record that it cannot use.
+    """
+    return _collect(path, iter_records(path), parse)
 
 
 def parse_items(path: Path, items: Iterable[tuple[Any, Any]], parse: Callable[..., Any]) -> Found:
     """Parse the (label, record) pairs of a JSON file; a problem names the label."""
-    return _collect(path, items, parse, lambda label: 0)
+    return _collect(path, items, parse)
 
 
 def _collect(
-    path: Path, items: Iterable[tuple[Any, Any]], parse: Callable[..., Any], line_of: Callable
+    path: Path, items: Iterable[tuple[int | str, Any]], parse: Callable[..., Any]
 ) -> Found:
     found: list[Any] = []
     problems: list[Problem] = []
@@ -50,8 +55,7 @@ def _collect(
         try:
             made = parse(record)
         except BadRecord as error:
-            line = line_of(label)
-            problems.append(Problem(str(path), line, str(error) if line else f"{label}: {error}"))
+            problems.append(problem_at(path, label, error))
             continue
         found.extend(made if isinstance(made, list) else [made])
     return found, problems
@@ -63,22 +67,6 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(document).__name__}")
     return document
-
-
-def read_records(path: Path) -> Iterable[tuple[Any, Any]]:
-    """(label, record) of a file that is either a JSON list or JSONL."""
-    with path.open("rb") as file:
-        start = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if start.startswith(b"["):
-        return ((f"item {index}", record) for index, record in enumerate(read_json(path)))
-    return iter_json_lines(path)
-
-
-def parse_records(path: Path, parse: Callable[[Any], Any]) -> Found:
-    """Parse a JSON list or JSONL."""
-    return _collect(
-        path, read_records(path), parse, lambda label: label if isinstance(label, int) else 0
-    )
 
 
 def field(record: Any, name: str, kind: type | tuple[type, ...]) -> Any:
@@ -99,21 +87,38 @@ def one_span(span: Any, what: str) -> np.ndarray:
     return span_rows([span], what)
 
 
-def ranked_times(rows: Any, what: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Spans [n, 2] and scores [n] or None from rows `[start, end]` or `[start, end, score]`."""
+def ranked_times(rows: Any, what: str) -> dict[str, Any]:
+    """Fields of a `Ranking` from rows `[start, end]` or `[start, end, score]`, best first."""
     if isinstance(rows, list) and rows and isinstance(rows[0], list) and len(rows[0]) == 3:
-        array = span_rows(rows, what, width=3)
-        return array[:, :2], array[:, 2]
-    return span_rows(rows, what), None
+        array, num_reversed = predicted_rows(rows, what, width=3)
+        return {"spans": array[:, :2], "scores": array[:, 2], "num_reversed": num_reversed}
+    array, num_reversed = predicted_rows(rows, what)
+    return {"spans": array, "num_reversed": num_reversed}
+
+
+def no_answer(error: BadRecord) -> dict[str, Any]:
+    """Fields of a `Ranking` whose query is known and whose answer cannot be used: it counts."""
+    return {"spans": NO_SPANS, "failed": True, "reason": str(error)}
+
+
+def true_spans(spans: Any, what: str) -> np.ndarray:
+    """[m, 2] from `[start, end]`, or [0, 2] from `[]`: true of nothing (raises BadRecord)."""
+    return NO_SPANS if spans == [] else one_span(spans, what)
 
 
 def single(query: Query, format_name: str) -> list[float]:
     """The one true span of a query, for formats that hold exactly one (raises UserError)."""
-    if len(query.spans) != 1:
-        raise UserError(
-            f"{format_name} holds one span per query; query {query.qid} has {len(query.spans)}"
-        )
+    count = 0 if query.spans is None else len(query.spans)
+    if count != 1:
+        raise UserError(f"{format_name} holds one span per query; query {query.qid} has {count}")
     return query.spans[0].tolist()
+
+
+def all_spans(query: Query, format_name: str) -> list[list[float]]:
+    """The true spans of a query (raises UserError where the source does not say them)."""
+    if query.spans is None:
+        raise UserError(f"{format_name} needs the true spans; query {query.qid} comes without")
+    return query.spans.tolist()
 
 
 def duration_of(item: Query | Ranking, format_name: str) -> float:

@@ -118,8 +118,8 @@ def read_predictions(path: Path) -> Found[Ranking]:
 
 def _ranking(record: Any) -> Ranking:
     uid, index = text_field(record, "annotation_uid"), field(record, "query_idx", int)
-    spans, scores = ranked_times(record.get("predicted_times"), "predicted_times")
-    return Ranking(f"{uid}_{index}", spans, scores, vid=text_field(record, "clip_uid"))
+    times = ranked_times(record.get("predicted_times"), "predicted_times")
+    return Ranking(f"{uid}_{index}", vid=text_field(record, "clip_uid"), **times)
 
 
 def write_predictions(path: Path, rankings: Sequence[Ranking]) -> None:

@@ -14,16 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from revisionllm.errors import UserError
-from revisionllm.eval.jsonl import number_field, text_field, write_json_lines
+from revisionllm.eval.jsonl import (
+    BadRecord,
+    number_field,
+    predicted_rows,
+    text_field,
+    write_json_lines,
+)
 from revisionllm.eval.metrics import span_iou
-from revisionllm.eval.rankings import NO_SPANS, Query, Ranking
+from revisionllm.eval.rankings import Query, Ranking
 from revisionllm.interop.common import (
     Found,
     duration_of,
     field,
     film_of,
+    no_answer,
     one_span,
-    parse_records,
+    parse_lines,
     single,
     the_rest,
 )
@@ -33,7 +40,7 @@ QUERY_FIELDS = ("qid", "video_id", "question", "correct_interval", "video_durati
 
 def read_queries(path: Path) -> Found[Query]:
     """Read the data set's records (JSON list or JSONL)."""
-    return parse_records(path, _query)
+    return parse_lines(path, _query)
 
 
 def _query(record: Any) -> Query:
@@ -68,20 +75,27 @@ def write_queries(path: Path, queries: Sequence[Query]) -> None:
 
 def read_predictions(path: Path) -> Found[Ranking]:
     """Read per-sample results."""
-    return parse_records(path, _ranking)
+    return parse_lines(path, _ranking)
 
 
 def _ranking(record: Any) -> Ranking:
-    interval = record.get("pred_interval") if isinstance(record, dict) else None
     return Ranking(
         qid=text_field(record, "qid"),
-        spans=NO_SPANS if interval is None else one_span(interval, "pred_interval"),
+        **_answer(record.get("pred_interval")),
         vid=text_field(record, "video_id"),
-        failed=interval is None,
-        reason="the answer did not parse" if interval is None else None,
         gt=one_span(record["gt"], "gt") if record.get("gt") is not None else None,
         extra=the_rest(record, "qid", "video_id", "pred_interval", "gt", "iou", "parsed"),
     )
+
+
+def _answer(interval: Any) -> dict[str, Any]:
+    if interval is None:
+        return no_answer(BadRecord("the answer did not parse"))
+    try:
+        spans, num_reversed = predicted_rows([interval], "pred_interval")
+    except BadRecord as error:
+        return no_answer(error)
+    return {"spans": spans, "num_reversed": num_reversed}
 
 
 def write_predictions(path: Path, rankings: Sequence[Ranking]) -> None:

@@ -33,6 +33,7 @@ from revisionllm.eval.rankings import (
     read_own_rankings,
 )
 from revisionllm.eval.released import (
+    LogArithmetic,
     is_released_folder,
     log_ranking,
     read_logs,
@@ -117,7 +118,7 @@ _TABLE = (
     Format(
         "vue-tr-predictions",
         _P,
-        _has("query_id", "answer"),
+        lambda record: "answer" in record and ("query_id" in record or "id" in record),
         vue_tr.read_predictions,
         vue_tr.write_predictions,
     ),
@@ -131,7 +132,11 @@ _TABLE = (
     Format(
         "qvhighlights",
         _A,
-        _has("qid", "relevant_windows"),
+        # the test file keeps the true windows back
+        lambda record: (
+            _has("qid")(record)
+            and ("relevant_windows" in record or _has("query", "duration", "vid")(record))
+        ),
         qvhighlights.read_queries,
         qvhighlights.write_queries,
     ),
@@ -235,28 +240,82 @@ def _parsed(raw: bytes, records: list[Any]) -> bool:
 
 
 def read_queries(path: str | Path, name: str | None = None) -> tuple[list[Query], list[Problem]]:
-    """Read annotations in any format (detected unless named)."""
-    return _named(path, name, ANNOTATIONS).read(Path(path))
+    """Read annotations in any format (detected unless named).
+
+    They pass the checks of `data/annotations.py`; what does not is a problem.
+
+    Raises:
+        UserError: no format fits, or no record can be used.
+    """
+    queries, problems = _named(path, name, ANNOTATIONS).read(Path(path))
+    good, seen = [], set()
+    for query in queries:
+        found = annotation_problems(query)
+        if query.qid in seen:
+            found.append("this id occurs again")
+        seen.add(query.qid)
+        if found:
+            problems.append(Problem(str(path), 0, f"query {query.qid}: {', '.join(found)}"))
+        else:
+            good.append(query)
+    _require_some(path, good, problems)
+    return good, problems
+
+
+def annotation_problems(query: Query) -> list[str]:
+    """What the one set of checks finds, whatever the file's format."""
+    from revisionllm.data.annotations import query_problems
+
+    spans = [] if query.spans is None else query.spans.tolist()
+    return query_problems(query.qid, query.vid, query.query, spans, query.duration_s)
+
+
+def _require_some(path: str | Path, items: Sequence, problems: Sequence[Problem]) -> None:
+    if problems and not items:
+        raise UserError(f"{path}: none of its {len(problems)} records can be used; {problems[0]}")
 
 
 def read_rankings(
-    path: str | Path, name: str | None = None, queries: Sequence[Query] = ()
+    path: str | Path,
+    name: str | None = None,
+    queries: Sequence[Query] = (),
+    logs: LogArithmetic | None = None,
 ) -> tuple[list[Ranking], list[Problem]]:
     """Read predictions in any format (detected unless named).
 
     Args:
         queries: annotations that fill in what the format does not carry: film, length, sentence,
             true spans. Released logs cannot be read without them.
+        logs: windows of released logs, which do not say them; they cannot be read without.
+
+    Raises:
+        UserError: no format fits, something is missing, or no record can be used.
     """
     format_ = _named(path, name, PREDICTIONS)
     known = {query.qid: query for query in queries}
     if format_.name == RELEASED_LOG and known:
-        rankings, problems = _read_log(Path(path), known)
+        rankings, problems = _read_log(Path(path), known, logs)
     else:
         rankings, problems = format_.read(Path(path))
     for ranking in rankings:
         _fill_in(ranking, known.get(ranking.qid))
+        if ranking.num_reversed:
+            what = f"query {ranking.qid}: {ranking.num_reversed} spans end before they start"
+            problems.append(Problem(str(path), 0, what))
+    _require_some(path, rankings, problems)
     return rankings, problems
+
+
+def fill_in_queries(queries: Sequence[Query], known: Sequence[Query]) -> None:
+    """Give queries what their format does not carry and other annotations do."""
+    by_id = {query.qid: query for query in known}
+    lengths = {query.vid: query.duration_s for query in known}
+    for query in queries:
+        other = by_id.get(query.qid)
+        if query.duration_s is None:
+            query.duration_s = lengths.get(query.vid) if other is None else other.duration_s
+        if query.spans is None and other is not None:
+            query.spans = other.spans
 
 
 def _named(path: str | Path, name: str | None, kind: str) -> Format:
@@ -270,8 +329,19 @@ def _named(path: str | Path, name: str | None, kind: str) -> Format:
     return format_
 
 
-def _read_log(path: Path, known: dict[str, Query]) -> tuple[list[Ranking], list[Problem]]:
-    """Released dense logs in seconds (125 s windows of 250 frames, as released)."""
+def _read_log(
+    path: Path, known: dict[str, Query], logs: LogArithmetic | None
+) -> tuple[list[Ranking], list[Problem]]:
+    """Released dense logs in seconds.
+
+    Raises:
+        UserError: nothing says how long their windows are.
+    """
+    if logs is None:
+        raise UserError(
+            f"{path}: released logs do not say their windows; give --window_s and"
+            " --frames_per_window (MAD: 125 and 250; chapters: 500 and 100)"
+        )
     files, problems = ([path], []) if path.is_file() else shard_paths(path, None)
     rows, bad_lines = read_logs(files)
     problems += bad_lines
@@ -284,14 +354,17 @@ def _read_log(path: Path, known: dict[str, Query]) -> tuple[list[Ranking], list[
             )
             continue
         try:
-            ranking, num_reversed = log_ranking(row, query, window_s=125.0, frames_per_window=250)
+            ranking, num_reversed = log_ranking(
+                row,
+                query,
+                window_s=logs.window_s,
+                frames_per_window=logs.frames_per_window,
+            )
         except BadRecord as error:
             problems.append(Problem(str(path), 0, f"query {row.query_id}: {error}"))
             continue
+        ranking.num_reversed = num_reversed
         rankings.append(ranking)
-        if num_reversed:
-            what = f"query {row.query_id}: {num_reversed} answers end before they start"
-            problems.append(Problem(str(path), 0, what))
     return rankings, problems
 
 

@@ -16,15 +16,16 @@ from revisionllm.eval.jsonl import number_field, text_field, write_json_lines
 from revisionllm.eval.rankings import Query, Ranking
 from revisionllm.interop.common import (
     Found,
+    all_spans,
     duration_of,
     field,
-    one_span,
     parse_items,
     parse_lines,
     ranked_times,
     read_object,
     single,
     the_rest,
+    true_spans,
     write_document,
 )
 
@@ -42,7 +43,7 @@ def _query(item: tuple[str, Any]) -> Query:
         vid=text_field(record, "movie"),
         query=field(record, "sentence", str),
         duration_s=number_field(record, "movie_duration"),
-        spans=one_span(record.get("timestamps"), "timestamps"),
+        spans=true_spans(record.get("timestamps"), "timestamps"),
         extra=the_rest(record, "movie", "sentence", "movie_duration", "timestamps"),
     )
 
@@ -51,7 +52,7 @@ def write_queries(path: Path, queries: Sequence[Query]) -> None:
     """Write MAD's official annotations; unknown extended timestamps repeat the timestamps."""
     document = {}
     for query in queries:
-        span = single(query, "mad")
+        span = single(query, "mad") if all_spans(query, "mad") else []
         document[query.qid] = {
             "movie": query.vid,
             "sentence": query.query,
@@ -73,7 +74,7 @@ def _cone_query(record: Any) -> Query:
         vid=text_field(record, "clip_id"),
         query=field(record, "query", str),
         duration_s=number_field(record, "duration"),
-        spans=one_span(record.get("timestamps"), "timestamps"),
+        spans=true_spans(record.get("timestamps"), "timestamps"),
         extra=the_rest(record, "query_id", "clip_id", "query", "duration", "timestamps"),
     )
 
@@ -89,7 +90,7 @@ def write_cone_queries(path: Path, queries: Sequence[Query]) -> None:
                 "duration": duration_of(query, "cone"),
                 "clip_id": query.vid,
                 "video_id": query.extra.get("video_id", query.vid),
-                "timestamps": single(query, "cone"),
+                "timestamps": single(query, "cone") if all_spans(query, "cone") else [],
             }
             for query in queries
         ),
@@ -103,8 +104,7 @@ def read_predictions(path: Path) -> Found[Ranking]:
 
 def _ranking(record: Any) -> Ranking:
     qid = text_field(record, "query_id")
-    spans, scores = ranked_times(record.get("predicted_times"), "predicted_times")
-    return Ranking(qid=qid, spans=spans, scores=scores)
+    return Ranking(qid=qid, **ranked_times(record.get("predicted_times"), "predicted_times"))
 
 
 def write_predictions(path: Path, rankings: Sequence[Ranking]) -> None:

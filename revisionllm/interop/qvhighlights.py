@@ -1,6 +1,7 @@
 """QVHighlights / moment-DETR JSONL, and VidChapters VMR, which has the same shape.
 
-Annotations: `{"qid", "query", "duration", "vid", "relevant_windows": [[s, e], ...]}`; predictions:
+Annotations: `{"qid", "query", "duration", "vid", "relevant_windows": [[s, e], ...]}` (the test file
+has no windows); predictions:
 `{"qid", "query", "vid", "pred_relevant_windows": [[s, e, score], ...]}`. The training file of
 VidChapters VMR has one line per video, with a list of queries.
 https://github.com/jayleicn/moment_detr
@@ -11,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from revisionllm.eval.jsonl import (
     BadRecord,
@@ -49,9 +52,16 @@ def _queries(record: Any) -> Query | list[Query]:
         vid=text_field(record, "vid"),
         query=field(record, "query", str),
         duration_s=number_field(record, "duration"),
-        spans=span_rows(record.get("relevant_windows"), "relevant_windows"),
+        spans=_true_spans(record),
         extra=the_rest(record, *QUERY_FIELDS),
     )
+
+
+def _true_spans(record: dict[str, Any]) -> np.ndarray | None:
+    """The true spans; None in the test file, which keeps them back."""
+    if "relevant_windows" not in record:
+        return None
+    return span_rows(record["relevant_windows"], "relevant_windows")
 
 
 def _video(record: dict[str, Any]) -> list[Query]:
@@ -75,8 +85,8 @@ def write_queries(path: Path, queries: Sequence[Query]) -> None:
                 "query": query.query,
                 "duration": duration_of(query, "qvhighlights"),
                 "vid": query.vid,
-                "relevant_windows": query.spans.tolist(),
             }
+            | ({} if query.spans is None else {"relevant_windows": query.spans.tolist()})
             | {k: v for k, v in query.extra.items() if k in KEPT_FIELDS}
             for query in queries
         ),
@@ -93,11 +103,9 @@ def read_predictions(path: Path) -> Found[Ranking]:
 
 def _ranking(record: Any) -> Ranking:
     qid = text_field(record, "qid")
-    spans, scores = ranked_times(record.get("pred_relevant_windows"), "pred_relevant_windows")
     return Ranking(
         qid=qid,
-        spans=spans,
-        scores=scores,
+        **ranked_times(record.get("pred_relevant_windows"), "pred_relevant_windows"),
         vid=text_field(record, "vid") if "vid" in record else None,
         query=optional_text(record, "query"),
         extra=the_rest(record, "qid", "query", "vid", "pred_relevant_windows"),

@@ -1,4 +1,4 @@
-"""TimeLens results: an object keyed `video>>>query>>>[[start, end]]`, as JSON or JSONL.
+"""TimeLens results: an object keyed `video>>>query>>>[start, end]`, as JSON or JSONL.
 
 A value is `{"timestamps": [[s, e]], "answers": "text"}` (either is enough) or the text alone. The
 key carries the ground truth, so that these files can be scored without annotations.
@@ -13,15 +13,36 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from revisionllm.errors import UserError
-from revisionllm.eval.jsonl import BadRecord, Problem, iter_json_lines, parse_json, span_rows
-from revisionllm.eval.rankings import NO_SPANS, Ranking
-from revisionllm.interop.common import Found, film_of, parse_items, read_object, write_document
+from revisionllm.eval.jsonl import (
+    BadRecord,
+    Problem,
+    iter_json_lines,
+    parse_json,
+    predicted_rows,
+    span_rows,
+)
+from revisionllm.eval.rankings import Ranking
+from revisionllm.interop.common import (
+    Found,
+    film_of,
+    no_answer,
+    parse_items,
+    read_object,
+    write_document,
+)
 
 SEPARATOR = ">>>"
-SPAN_TEXT = re.compile(r"(\d+(?:\.\d+)?)\s*(?:-|to)\s*(\d+(?:\.\d+)?)")
+# seconds, or [hours:]minutes:seconds
+TIME = r"(?<![\d:.])((?:\d+:)?\d{1,2}:\d{2}(?:\.\d+)?|\d+(?:\.\d*)?)(?!:\d)"
+UNIT = r"\s*(?:seconds?|secs?|s)?\b"
+SPAN_TEXTS = (
+    re.compile(rf"{TIME}(?:{UNIT})?\s*(?:-|\u2013|\u2014|~|to\b)\s*{TIME}", re.IGNORECASE),
+    re.compile(rf"\bbetween\s+{TIME}(?:{UNIT})?\s+and\s+{TIME}", re.IGNORECASE),
+    re.compile(
+        rf"\bstarts?\b[^\d]{{0,20}}{TIME}(?:{UNIT})?[^\d]{{0,20}}\bends?\b[^\d]{{0,20}}{TIME}", re.I
+    ),
+)
 
 
 def read_predictions(path: Path) -> Found[Ranking]:
@@ -51,14 +72,15 @@ def _ranking(item: tuple[str, Any]) -> Ranking:
     gt = parse_json(parts[1].encode())
     if isinstance(gt, list) and len(gt) == 2 and not isinstance(gt[0], list):
         gt = [gt]  # lmms-eval writes a flat [start, end] for Charades-STA
-    spans = _answered(value)
+    try:
+        answer = _answered(value)
+    except BadRecord as error:
+        answer = no_answer(error)
     return Ranking(
         qid=key,
-        spans=NO_SPANS if spans is None else spans,
+        **answer,
         vid=vid,
         query=query,
-        failed=spans is None,
-        reason="no span in the answer" if spans is None else None,
         gt=span_rows(gt, "the span in the key"),
         extra={"answers": value if isinstance(value, str) else _text(value)},
     )
@@ -68,18 +90,52 @@ def _text(value: Any) -> str | None:
     return value.get("answers") if isinstance(value, dict) else None
 
 
-def _answered(value: Any) -> np.ndarray | None:
+def _answered(value: Any) -> dict[str, Any]:
+    """Fields of a `Ranking`. Raises BadRecord if the answer names no span."""
     if isinstance(value, dict) and value.get("timestamps") is not None:
-        return span_rows(value["timestamps"], "timestamps")
-    text = value if isinstance(value, str) else _text(value)
-    if not isinstance(text, str):
-        raise BadRecord("neither timestamps nor an answer text")
-    spans = [sorted(map(float, pair)) for pair in SPAN_TEXT.findall(text)]
-    return span_rows(spans, "answer") if spans else None
+        rows = value["timestamps"]
+    else:
+        text = value if isinstance(value, str) else _text(value)
+        if not isinstance(text, str):
+            raise BadRecord("neither timestamps nor an answer text")
+        rows = spans_in(text)
+        if not rows:
+            raise BadRecord("no span in the answer")
+    spans, num_reversed = predicted_rows(rows, "timestamps")
+    if len(rows) and not len(spans):
+        return no_answer(BadRecord("every span ends before it starts")) | {
+            "num_reversed": num_reversed
+        }
+    return {"spans": spans, "num_reversed": num_reversed}
 
 
-def write_predictions(path: Path, rankings: Sequence[Ranking]) -> None:
-    """Write results; needs the ground truth, which is part of the key."""
+def spans_in(text: str) -> list[list[float]]:
+    """`[start_s, end_s]` pairs that an answer in words names, in the order of the text.
+
+    Seconds or clock times, joined by a dash, a tilde, "to", "between ... and ..." or
+    "starts at ... and ends at ...".
+    """
+    matches = [match for pattern in SPAN_TEXTS for match in pattern.finditer(text)]
+    matches.sort(key=lambda match: match.start())
+    return [[_seconds(match[1]), _seconds(match[2])] for match in matches]
+
+
+def _seconds(text: str) -> float:
+    total = 0.0
+    for part in text.split(":"):
+        total = 60 * total + float(part)
+    return total
+
+
+def write_predictions(
+    path: Path, rankings: Sequence[Ranking], *, nested_spans: bool = False
+) -> None:
+    """Write results; needs the ground truth, which is part of the key.
+
+    Args:
+        nested_spans: `[[s, e]]` in the key, as lmms-eval's task has it, instead of `[s, e]`, which
+            is what the benchmark's own evaluation reads.
+    """
     document = {}
     for ranking in rankings:
         if ranking.gt is None:
@@ -87,7 +143,8 @@ def write_predictions(path: Path, rankings: Sequence[Ranking]) -> None:
                 f"timelens keys hold the true span; query {ranking.qid} has none "
                 "(--annotations FILE can supply it)"
             )
-        truth = json.dumps(ranking.gt.tolist())
+        spans = ranking.gt.tolist()
+        truth = json.dumps(spans if nested_spans or len(spans) != 1 else spans[0])
         start = SEPARATOR.join([film_of(ranking, "timelens"), ranking.query or "", ""])
         key = ranking.qid if ranking.qid.startswith(start) else start + truth
         if key in document:

@@ -11,34 +11,43 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from revisionllm.eval.jsonl import number_field, span_rows, text_field
+from revisionllm.eval.jsonl import (
+    BadRecord,
+    number_field,
+    number_rows,
+    optional_text,
+    span_rows,
+    text_field,
+)
 from revisionllm.eval.rankings import Query, Ranking
 from revisionllm.interop.common import (
     Found,
+    all_spans,
     duration_of,
     field,
     film_of,
-    parse_records,
+    no_answer,
+    parse_lines,
     query_id,
     the_rest,
     write_document,
 )
 
-KNOWN = ("query_id", "video_id", "duration", "query", "gt", "answer", "task")
+KNOWN = ("query_id", "id", "video_id", "duration", "query", "gt", "answer", "task")
 
 
 def read_queries(path: Path) -> Found[Query]:
     """Read annotations."""
-    return parse_records(path, _query)
+    return parse_lines(path, _query)
 
 
 def _query(record: Any) -> Query:
     return Query(
-        qid=text_field(record, "query_id"),
+        qid=_id(record),
         vid=text_field(record, "video_id"),
         query=field(record, "query", str),
         duration_s=number_field(record, "duration"),
-        spans=span_rows(record.get("gt"), "gt"),
+        spans=span_rows(_rows(record.get("gt")), "gt"),
         extra=the_rest(record, *KNOWN),
     )
 
@@ -54,7 +63,7 @@ def write_queries(path: Path, queries: Sequence[Query]) -> None:
                 "video_id": query.vid,
                 "duration": duration_of(query, "vue-tr"),
                 "query": query.query,
-                "gt": query.spans.tolist(),
+                "gt": all_spans(query, "vue-tr"),
                 "task": "temporal_retrieval",
             }
             | {name: query.extra[name] for name in kept if name in query.extra}
@@ -65,18 +74,41 @@ def write_queries(path: Path, queries: Sequence[Query]) -> None:
 
 def read_predictions(path: Path) -> Found[Ranking]:
     """Read predictions; `gt` is read too where it is there."""
-    return parse_records(path, _ranking)
+    return parse_lines(path, _ranking)
 
 
 def _ranking(record: Any) -> Ranking:
     return Ranking(
-        qid=text_field(record, "query_id"),
-        spans=span_rows(record.get("answer"), "answer"),
-        vid=text_field(record, "video_id"),
-        query=field(record, "query", str),
-        duration_s=number_field(record, "duration"),
-        gt=span_rows(record["gt"], "gt") if "gt" in record else None,
+        qid=_id(record),
+        **_answer(record.get("answer"), has_truth="gt" in record),
+        vid=text_field(record, "video_id") if "video_id" in record else None,
+        query=optional_text(record, "query"),
+        duration_s=number_field(record, "duration") if "duration" in record else None,
+        gt=span_rows(_rows(record["gt"]), "gt") if "gt" in record else None,
     )
+
+
+def _answer(answer: Any, *, has_truth: bool) -> dict[str, Any]:
+    """The answered spans; `rows` keeps them as written, for the benchmark's own arithmetic."""
+    try:
+        rows = number_rows(_rows(answer), 2, "answer")
+    except BadRecord as error:
+        if has_truth:
+            return no_answer(error)
+        raise
+    good = rows[:, 0] <= rows[:, 1]
+    return {"spans": rows[good], "num_reversed": int((~good).sum()), "extra": {"rows": rows}}
+
+
+def _id(record: Any) -> str:
+    """The query's id; results on record write `id` for `query_id`."""
+    has_name = isinstance(record, dict) and "query_id" not in record and "id" in record
+    return text_field(record, "id" if has_name else "query_id")
+
+
+def _rows(rows: Any) -> Any:
+    """`[[]]`, how some results write "nowhere", is the empty list."""
+    return [] if rows == [[]] else rows
 
 
 def write_predictions(path: Path, rankings: Sequence[Ranking]) -> None:

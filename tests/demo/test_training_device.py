@@ -107,7 +107,7 @@ def test_segments_training_on_a_device(on, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(
-    Version(torch.__version__) < Version("2.6"), reason="its index_put takes numbers from the CPU"
+    Version(torch.__version__) < Version("2.7"), reason="its index_put takes numbers from the CPU"
 )
 def test_clip_training_on_a_device(on, tmp_path):
     for device in ("cpu", DEVICE.type):

@@ -112,7 +112,7 @@ def _vidchapters(pairs: Pairs) -> dict[str, float]:
     ious = np.nan_to_num(_hull_iou(answers, truth, added=1e-8))
     found = {f"R1@{limit}": _percent(ious > limit) for limit in (0.3, 0.5, 0.7, 0.9)}
     apart_s = np.abs(answers[:, 0] - truth[:, 0])
-    return found | {f"R@{limit}s": _percent(apart_s <= limit) for limit in (1, 3, 5, 10)}
+    return found | {f"R@{limit}s": _percent(apart_s < limit) for limit in (1, 3, 5, 10)}
 
 
 def _percent(values) -> float:

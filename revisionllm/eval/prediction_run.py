@@ -52,7 +52,7 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, defaults: Predicti
     add = parser.add_argument
     add("--checkpoint", default=defaults.checkpoint, help="run or published checkpoint")
     add("--base", help="of a published checkpoint that does not say: its LLM")
-    add("--adapter_file", help="of a published checkpoint: its projector or adapter")
+    add("--adapter_file", nargs="+", help="of a published checkpoint: its projector or adapter")
     add("--stage", help="of a published checkpoint: dense, sparse or long")
     add(
         "--data_path",
@@ -82,6 +82,12 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, defaults: Predicti
         choices=("field", "ours", "released"),
         default="field",
         help="released: its windows, decoding, scores and logs, for comparison (%(default)s)",
+    )
+    add(
+        "--alternate_norm",
+        action=argparse.BooleanOptionalAction,
+        help="layer norm of alternating output (unset: yes; not with --convention released, whose"
+        " evaluation drops it)",
     )
     add("--limit", type=int, help="only so many queries, to try things out")
     add("--threshold", type=float, default=0.5, help="found if the score is at least (%(default)s)")
@@ -445,7 +451,15 @@ def load_run(args: argparse.Namespace):
 
     given = {name: getattr(args, name) for name in ("base", "adapter_file", "stage")}
     overrides = {name: value for name, value in given.items() if value is not None}
-    return load_model(args.checkpoint, device=args.device, dtype=args.dtype, **overrides)
+    model = load_model(args.checkpoint, device=args.device, dtype=args.dtype, **overrides)
+    keep_norm = (
+        args.convention != "released" if args.alternate_norm is None else args.alternate_norm
+    )
+    if not keep_norm and hasattr(model.projector, "alternate_layer_norm"):
+        from torch import nn
+
+        model.projector.alternate_layer_norm = nn.Identity()
+    return model
 
 
 def search_options(args: argparse.Namespace) -> dict[str, Any]:

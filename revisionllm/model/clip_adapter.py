@@ -138,6 +138,8 @@ class ClipAdapter(nn.Module):
         reads_sentence: the last row of a query is its sentence feature (`data.queries.query_rows`).
             Frames look at it as at the words, and are told how they match it (`_matched`): what
             CLIP has learned about sentences and frames need not be learned again from words.
+        frame_projector: `frames` come from a linear map of their own, beside the encoder: what the
+            odd steps of alternating training see in the released chapters layout.
     """
 
     def __init__(
@@ -153,6 +155,7 @@ class ClipAdapter(nn.Module):
         output_norm: bool = False,
         digit_position_segments: int = 0,
         reads_sentence: bool = False,
+        frame_projector: bool = False,
     ) -> None:
         super().__init__()
         sizes = (feature_dim, num_heads, ffn_dim, dropout)
@@ -167,6 +170,7 @@ class ClipAdapter(nn.Module):
             if digit_position_segments
             else nn.Identity()
         )
+        self.frame_projector = nn.Linear(feature_dim, hidden_size) if frame_projector else None
         self.match = None
         if reads_sentence:
             self.match = nn.Linear(feature_dim, feature_dim, bias=False)
@@ -195,6 +199,9 @@ class ClipAdapter(nn.Module):
         if frames_BSTD.dim() == 3:
             frames_BSTD = frames_BSTD[:, None]
         B, S, T, D = frames_BSTD.shape
+        if output == "frames" and self.frame_projector is not None:
+            tokens = self.frame_projector(frames_BSTD)
+            return self.alternate_layer_norm(tokens).reshape(B, -1, self.hidden_size)
         positions_TD = sine_positions(T, D, frames_BSTD.device).to(frames_BSTD.dtype)
         frames = self._read_query(frames_BSTD, positions_TD, text_BLD, text_mask_BL)
         tokens = self._collect(frames.reshape(B * S, T, D), positions_TD, output)

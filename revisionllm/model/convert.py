@@ -48,7 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", help=helps["base"] + " (default: the one the LoRA names)")
     parser.add_argument("--clip", help=helps["clip"])
     parser.add_argument(
-        "--adapter_file", help="projector or sparse adapter it was trained with: file or folder"
+        "--adapter_file",
+        nargs="+",
+        help="projector or sparse adapter it was trained with, file or folder; chapters'"
+        " alternating runs: the sparse adapter and mm_projector.bin",
     )
     parser.add_argument(
         "--lora", nargs="+", metavar="FOLDER", help="all LoRA folders in order (default: SRC alone)"

@@ -15,7 +15,6 @@ from typing import Any
 
 from revisionllm.model.config import CALIBRATION_NAME, read_calibration
 from revisionllm.model.loading import describe
-from revisionllm.model.released import adapter_file_in
 
 # says where things lie and who wrote them, not what they are
 PLACES = ("base", "clip", "adapter_file", "lora", "parent", "versions", "git_commit")
@@ -36,11 +35,12 @@ def run_fingerprint(source: str | Path, **overrides: Any) -> dict[str, str]:
     Raises:
         UserError: it is no run.
     """
-    config, _ = describe(source, **overrides)
+    config, weights = describe(source, **overrides)
     values = {name: value for name, value in asdict(config).items() if name not in PLACES}
     found = {"config": digest(values)}
-    if config.adapter_file is not None:
-        found["adapter"] = digest(_content(adapter_file_in(config.adapter_file)))
+    if weights is not None:
+        files = sorted({Path(file) for file, _ in weights.origin.values()})
+        found["adapter"] = digest([_content(file) for file in files])
     for number, folder in enumerate(config.lora, start=1):
         found[f"LoRA {number}"] = weights_digest(folder)
     found["base"] = base_stamp(config.base, config.base_revision)

@@ -128,6 +128,11 @@ def describe(source: str | Path, **overrides: Any) -> tuple[RunConfig, AdapterWe
         if not is_released(path):
             raise UserError(f"no model at {path}: neither a run folder nor a published checkpoint")
         return released_run(path.resolve(), **overrides)
+    several = overrides.get("adapter_file")
+    if isinstance(several, (list, tuple)):
+        if len(several) != 1:
+            raise UserError(f"run folder {path} takes one adapter_file, not {len(several)}")
+        overrides["adapter_file"] = str(several[0])
     config = replace(read_config(path), **overrides)
     if "adapter" in overrides and "adapter_file" not in overrides:
         config.adapter_file = None

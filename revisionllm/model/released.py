@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from revisionllm.model.tensors import read_tensors
 
 NON_LORA_NAME = "non_lora_trainables.bin"
 NORM = "alternate_layer_norm"
+FRAMES = "frame_projector"  # our name of the linear projector beside a CLIP adapter
 # base_model.model.model.mm_projector.mm_projector.bias -> (mm_projector, mm_projector.bias)
 RELEASED_KEY = re.compile(
     r"^(?:module\.)?(?:base_model\.)?(?:model\.)*(mm_projector|cross_attn|alternate_layer_norm)\.(.+)$"
@@ -63,6 +65,8 @@ class AdapterWeights:
         config = read_config(folder).adapter if is_run_folder(folder) else self._guess(stage)
         if any(key.startswith(NORM) for key in self.tensors):
             config.options = config.options | {"output_norm": True}
+        if f"{FRAMES}.weight" in self.tensors:
+            config.options = config.options | {"frame_projector": True}
         return config
 
     def _guess(self, stage: str) -> AdapterConfig:
@@ -95,14 +99,16 @@ def adapter_file_in(path: str | Path) -> Path:
 def read_adapter_weights(paths: list[Path]) -> AdapterWeights | None:
     """Read adapter tensors, those of later files over earlier ones; None if there are none.
 
-    A CLIP adapter replaces a linear projector, whichever comes first: the released model sends
-    frames through one of them only.
+    A CLIP adapter replaces a linear projector, whichever comes first, except where a layer norm of
+    alternating output stands beside the adapter (chapters): there odd steps send the frames through
+    the linear projector. Where the adapter is the projector (MAD), its file has the norm as well.
 
     Raises:
         UserError: tensors that belong to no adapter, or to a legacy one.
     """
     linear, clip = AdapterWeights("linear"), AdapterWeights("clip")
     norm: dict[str, tuple[Tensor, tuple[str, str]]] = {}
+    adapter_files: set[Path] = set()
     for path in paths:
         tensors = read_tensors(path)
         if path.name == ADAPTER_NAME:
@@ -117,15 +123,23 @@ def read_adapter_weights(paths: list[Path]) -> AdapterWeights | None:
             is_linear = group == "mm_projector" and name in ("weight", "bias")
             target, name = (linear, f"linear.{name}") if is_linear else (clip, name)
             target.tensors[name], target.origin[name] = tensor, origin
+            if target is clip and group == "mm_projector":
+                adapter_files.add(path)
     weights = clip if clip.tensors else linear
     if not weights.tensors:
         return None
     if weights is clip:
         clip.tensors.update({name: tensor for name, (tensor, _) in norm.items()})
         clip.origin.update({name: origin for name, (_, origin) in norm.items()})
-        clip.unused = dict.fromkeys(
-            linear.origin.values(), "linear projector: the CLIP adapter has its own"
-        )
+        beside = norm and not {Path(origin[0]) for _, origin in norm.values()} & adapter_files
+        if beside and set(linear.tensors) == {"linear.weight", "linear.bias"}:
+            for name, tensor in linear.tensors.items():
+                own = name.replace("linear", FRAMES)
+                clip.tensors[own], clip.origin[own] = tensor, linear.origin[name]
+        else:
+            clip.unused = dict.fromkeys(
+                linear.origin.values(), "linear projector: the CLIP adapter has its own"
+            )
     else:
         linear.unused = {origin: "layer norm of a CLIP adapter" for _, origin in norm.values()}
     return weights
@@ -157,7 +171,7 @@ def released_run(
     source: Path,
     *,
     stage: str | None = None,
-    adapter_file: str | Path | None = None,
+    adapter_file: str | Path | Sequence[str | Path] | None = None,
     lora: list[str] | None = None,
     **overrides: Any,
 ) -> tuple[RunConfig, AdapterWeights | None]:
@@ -166,7 +180,8 @@ def released_run(
     Args:
         source: LoRA folder, `mm_projector.bin`, or base folder / GGUF file.
         stage: dense, sparse or long; a CLIP adapter does not tell its own.
-        adapter_file: projector or adapter that the checkpoint expects beside it (file or folder).
+        adapter_file: projector or adapter that the checkpoint expects beside it (file or folder);
+            several: chapters' alternating runs have the sparse adapter and `mm_projector.bin`.
         lora: all LoRA folders in order, if `source` goes on top of others; [] for none at all.
         **overrides: fields of `RunConfig`.
 
@@ -179,7 +194,8 @@ def released_run(
     """
     has_lora = (source / CONFIG_FILE).is_file()
     loras = [str(path) for path in ([source] if has_lora and lora is None else lora or [])]
-    files = [adapter_file_in(adapter_file)] if adapter_file is not None else []
+    given = [adapter_file] if isinstance(adapter_file, (str, Path)) else adapter_file or []
+    files = [adapter_file_in(path) for path in given]
     files += [source] if source.suffix == ".bin" else []
     folders = dict.fromkeys([*map(Path, loras), source])
     files += [f / NON_LORA_NAME for f in folders if (f / NON_LORA_NAME).is_file()]

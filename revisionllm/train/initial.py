@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from revisionllm.errors import UserError
 from revisionllm.model.base import DTYPES, choose_attention, choose_device, choose_dtype
 from revisionllm.model.config import AdapterConfig, is_run_folder, read_config
 from revisionllm.model.llama import GroundingModel
@@ -72,6 +73,7 @@ def initial_model(args: TrainArguments, *, dtype: str, offload: bool = False) ->
         model.attach_lora(made)
     if args.row.trains_output_norm:
         _add_output_norm(model)
+        _add_frame_projector(model, source, settings)
     _freeze(model, args)
     model.config.parent = os.path.abspath(source)
     return model
@@ -137,6 +139,22 @@ def _add_output_norm(model: GroundingModel) -> None:
     model.config.adapter = replace(
         config, output="alternate", options=config.options | {"output_norm": True}
     )
+
+
+def _add_frame_projector(model: GroundingModel, source: str, settings: dict[str, Any]) -> None:
+    """Odd steps of alternating output see frames through the dense run's linear projector."""
+    adapter, config = model.projector, model.config.adapter
+    given = {name: settings[name] for name in ("base",) if name in settings}
+    weights = describe(source, **given)[1]
+    if adapter.frame_projector is not None or weights is None or weights.kind != "linear":
+        return
+    if set(weights.tensors) != {"linear.weight", "linear.bias"}:
+        raise UserError(f"{source}: its projector has more than a linear map; it cannot alternate")
+    like = next(adapter.parameters())
+    adapter.frame_projector = nn.Linear(config.feature_dim, config.hidden_size).to(like)
+    names = ("weight", "bias")
+    adapter.frame_projector.load_state_dict({n: weights.tensors[f"linear.{n}"] for n in names})
+    model.config.adapter = replace(config, options=config.options | {"frame_projector": True})
 
 
 def _freeze(model: GroundingModel, args: TrainArguments) -> None:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from model_assets import dense_images, numbers, query, released, segment_images, texts
+from model_assets import (
+    ASSETS,
+    PROJECTOR,
+    dense_images,
+    numbers,
+    query,
+    released,
+    segment_images,
+    texts,
+)
 
 LOGITS = 5e-5  # same order of operations in float32
 EMBEDS = 1e-5
@@ -119,3 +128,38 @@ def test_half_precision_answers_agree_where_the_margin_is_clear(half):
     for row, row_clear in enumerate(clear.tolist()):
         first_doubt = row_clear.index(False) if False in row_clear else len(row_clear)
         assert torch.equal(found[row, :first_doubt], wanted[row, :first_doubt])
+
+
+@pytest.fixture(scope="module")
+def chapters():
+    """The chapters layout: CLIP adapter and linear projector, one layer norm for both."""
+    files = [ASSETS / "ckpt_sparse", PROJECTOR]
+    return released("ckpt_chapters_alternate", stage="long", adapter_file=files)
+
+
+@torch.no_grad()
+def test_odd_steps_of_chapters_see_frames_through_the_linear_projector(chapters, tmp_path):
+    from revisionllm.model.loading import load_model, save_run
+
+    expected = numbers("parity_chapters_alternate_odd")
+    words = query(3) | {"adapter_output": "frames"}
+    ids, labels = expected["train_input_ids"], expected["train_labels_in"]
+    words["attention_mask"] = expected["train_attention_mask_in"]
+    save_run(chapters, tmp_path / "run")
+    for model in (chapters, load_model(tmp_path / "run", device="cpu", dtype="float32")):
+        batch = model.splice_prompts(ids, dense_images(), labels=labels, **words)
+        torch.testing.assert_close(
+            batch.inputs_embeds, expected["train_inputs_embeds"], atol=EMBEDS, rtol=0
+        )
+        loss = model(ids, dense_images(), labels=labels, **words).loss
+        torch.testing.assert_close(loss, expected["train_loss"], atol=LOSS, rtol=0)
+
+
+@torch.no_grad()
+def test_even_steps_of_chapters_see_segment_tokens(chapters):
+    sparse = released("ckpt_sparse", stage="sparse")
+    images, words = segment_images(3), query(1)
+    found = chapters.embed_frames(images, **words, output="segment")
+    plain = sparse.embed_frames(images, **words, output="segment")
+    wanted = chapters.projector.alternate_layer_norm(plain)
+    torch.testing.assert_close(found, wanted, atol=EMBEDS, rtol=0)

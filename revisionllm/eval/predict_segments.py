@@ -54,6 +54,9 @@ def predict_as_released(args: argparse.Namespace) -> None:
         seeded_shuffle,
     )
 
+    if args.grounding_path:
+        raise UserError("--convention released asks every segment; leave --grounding_path out")
+
     def make_log(model, film, query):
         shuffle = seeded_shuffle(args.shuffle_seed or 0, query.qid)
         return retrieval_log(

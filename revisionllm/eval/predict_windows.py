@@ -55,6 +55,19 @@ def build_parser() -> argparse.ArgumentParser:
         default="add",
         help="--convention released: cosine - entropy, or cosine / entropy (%(default)s)",
     )
+    parser.add_argument(
+        "--score_kind",
+        choices=("mean_entropy", "max_entropy", "cosine_sim"),
+        default="mean_entropy",
+        help="--convention released: which entropy is merged; cosine_sim: none (chapters)"
+        " (%(default)s)",
+    )
+    parser.add_argument(
+        "--top_frames",
+        type=int,
+        default=3,
+        help="--convention released: frames of a span in its cosine, 0: all (%(default)s)",
+    )
     return parser
 
 
@@ -63,7 +76,14 @@ def predict_as_released(args: argparse.Namespace) -> None:
     from revisionllm.eval.released_prediction import dense_log, predict_released
 
     path = predict_released(
-        args, DEFAULTS.stage, lambda *asked: dense_log(*asked, score_merge=args.score_merge)
+        args,
+        DEFAULTS.stage,
+        lambda *asked: dense_log(
+            *asked,
+            score_merge=args.score_merge,
+            score_kind=args.score_kind,
+            top_frames=args.top_frames,
+        ),
     )
     print(path)
 

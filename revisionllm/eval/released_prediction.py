@@ -82,12 +82,17 @@ def dense_log(
     query: EvalQuery,
     *,
     score_merge: str = "add",
+    score_kind: str = "mean_entropy",
+    top_frames: int = scores.TOP_FRAMES,
     normalise: bool = True,
 ) -> dict[str, Any]:
     """The released log line of a query's dense windows.
 
     Args:
         score_merge: "add" (cosine - entropy) or "multiply" (cosine / entropy).
+        score_kind: mean_entropy or max_entropy of the answer, merged with the cosine; cosine_sim:
+            the cosine alone (chapters).
+        top_frames: best frames of the span that its cosine is summed over; 0: all of them.
         normalise: divide cosines and entropies by their maximum first.
 
     Raises:
@@ -118,11 +123,16 @@ def dense_log(
         )
         if placed:
             ious.append(released_iou(placed, truth))
-            cosines.append(scores.released_span_cosine(rows, *span, query.feature))
-            entropies.append(answer.mean_entropy)
+            count = top_frames or len(rows)
+            cosines.append(scores.released_span_cosine(rows, *span, query.feature, count))
+            is_max = score_kind == "max_entropy"
+            entropies.append(answer.max_entropy if is_max else answer.mean_entropy)
     if normalise:
         cosines, entropies = scores.normalise_by_max(cosines), scores.normalise_by_max(entropies)
-    merged = scores.merge_scores(cosines, entropies, score_merge).tolist()
+    if score_kind == "cosine_sim":
+        merged = np.asarray(cosines, np.float64).tolist()
+    else:
+        merged = scores.merge_scores(cosines, entropies, score_merge).tolist()
     return _log(film, query, answers, {"iou": ious, "scores": merged})
 
 
@@ -191,10 +201,19 @@ def retrieval_log(
 def retrieval_batches(
     num_windows: int, num_segments: int, zooms: Sequence[int]
 ) -> list[tuple[int, int, int]]:
-    """(zoom, first segment, number of segments) of each question; the last one is shifted back."""
+    """(zoom, first segment, number of segments) of each question; the last one is shifted back.
+
+    Of a film with n segments that does not fill a batch of c, the last 2n - c are shown, as
+    released; of one that does not fill half of it, where the released code shows nothing sane, all.
+    """
     batches = []
     for zoom in zooms:
         count = min(num_segments // zoom, num_windows)
+        wanted = num_segments // zoom
+        if wanted / 2 < num_windows < wanted:
+            # released: a film that does not fill a batch loses as many windows at its beginning
+            batches.append((zoom, wanted - num_windows, 2 * num_windows - wanted))
+            continue
         for number in range(math.ceil(num_windows / count) if count else 0):
             batches.append((zoom, min(number * count, num_windows - count), count))
     return batches
@@ -274,11 +293,16 @@ def predict_released(args, stage: str, make_log: Callable[..., dict[str, Any]]) 
         if others:
             raise UserError(f"{path} answers queries of other annotations: {sorted(others)[:3]}")
         todo = [(vid, a) for vid, asked in films for a in asked if a.query_id not in done]
-        film = None
+        film, skipped = None, {}
         for vid, annotation in tqdm(todo, unit="query"):
             if film is None or film.vid != vid:
                 film = source.film(vid, annotation.duration_s)
+            if len(film.rows) < model.config.window_s * film.feature_fps:
+                skipped[vid] = skipped.get(vid, 0) + 1
+                continue
             line = make_log(model, film, source.query(annotation))
             file.write(json.dumps(line, allow_nan=False) + "\n")
             file.flush()
+    for vid, count in skipped.items():  # as the released loop does
+        print(f"{vid} is shorter than a window: {count} queries are skipped", file=sys.stderr)
     return path

@@ -118,12 +118,16 @@ def released_cosine(frames: np.ndarray, sentence: np.ndarray, count: int = TOP_F
 
 
 def released_span_cosine(
-    window_frames: np.ndarray, first: int, last: int, sentence: np.ndarray
+    window_frames: np.ndarray,
+    first: int,
+    last: int,
+    sentence: np.ndarray,
+    count: int = TOP_FRAMES,
 ) -> float:
     """`released_cosine` of an answer in its window's frames `[F, D]`, both ends in; reversed: 0."""
     first, last = released_widen(first, last)
     frames = window_frames[first : last + 1]
-    return released_cosine(frames, sentence) if len(frames) else 0.0
+    return released_cosine(frames, sentence, count) if len(frames) else 0.0
 
 
 def released_top_k_pool(text: np.ndarray, video: np.ndarray, count: int) -> np.ndarray:

@@ -160,6 +160,11 @@ def cast_llm(llm: LlamaForCausalLM, dtype: torch.dtype) -> None:
     are then off by a radian, and logits by three times as much as from rounded weights alone.
     """
     llm.to(dtype)
+    compute_rotary_tables(llm)
+
+
+def compute_rotary_tables(llm: LlamaForCausalLM) -> None:
+    """The RoPE frequencies anew, in float32, whatever was done to the model."""
     rotary = type(llm.model.rotary_emb)
     llm.model.rotary_emb = rotary(config=llm.config).to(llm.device)
 

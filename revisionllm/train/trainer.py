@@ -23,6 +23,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from revisionllm.data.sampler import QuestionBatchSampler
 from revisionllm.errors import UserError
+from revisionllm.model.base import compute_rotary_tables
 from revisionllm.train import checkpoints
 from revisionllm.train.arguments import NO_DEEPSPEED, TrainArguments
 from revisionllm.train.checkpoints import Checkpoint
@@ -194,6 +195,8 @@ class GroundingTrainer(Trainer):
         elif self.args.should_save:
             save_file(self._trained(), folder / WEIGHTS)
             torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+            if self.accelerator.scaler is not None:  # float16 scales its losses
+                torch.save(self.accelerator.scaler.state_dict(), folder / "scaler.pt")
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
         torch.save(random_state(), folder / f"random-{self.args.process_index}.pt")
@@ -211,6 +214,8 @@ class GroundingTrainer(Trainer):
         else:
             self._load_trained(load_file(folder / WEIGHTS))
             self.optimizer.load_state_dict(_load(folder / "optimizer.pt"))
+            if self.accelerator.scaler is not None and (folder / "scaler.pt").is_file():
+                self.accelerator.scaler.load_state_dict(_load(folder / "scaler.pt"))
         self.lr_scheduler.load_state_dict(_load(folder / "scheduler.pt"))
         random = folder / f"random-{self.args.process_index}.pt"
         if random.is_file():
@@ -258,6 +263,8 @@ class Resume(TrainerCallback):
         self.trainer, self.checkpoint = trainer, checkpoint
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # DeepSpeed before 0.19 casts them to the training's dtype with everything else
+        compute_rotary_tables(self.trainer.model.model.llm)
         if self.checkpoint is not None:
             self.trainer.resume(self.checkpoint)
         else:  # dropout differs between processes

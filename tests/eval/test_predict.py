@@ -255,7 +255,21 @@ def test_released_convention_writes_released_logs(tiny, tmp_path):
         assert command.main(argv) == 0
         written = log.read_text()
         rows, problems = read_logs([log])
-        assert [row.query_id for row in rows] == ["q0", "q1", "q2"] and not problems
-        log.write_text("".join(written.splitlines(keepends=True)[:2]))
+        assert [row.query_id for row in rows] == ["q0", "q1"] and not problems  # q2's is too short
+        log.write_text("".join(written.splitlines(keepends=True)[:1]))
         assert command.main(argv) == 0
         assert log.read_text() == written
+
+
+def test_released_logs_skip_films_that_are_shorter_than_a_window(tiny, tmp_path, capsys):
+    more = ["--convention", "released", "--score_kind", "cosine_sim", "--top_frames", "0"]
+    assert predict_windows.main(flags(tiny, "dense", tmp_path, *more)) == 0
+    assert "film_c is shorter than a window: 3 queries are skipped" in capsys.readouterr().err
+    log = (tmp_path / "predictions_streaming_0.txt").read_text()
+    assert {json.loads(line)["video_id"] for line in log.splitlines()} == {"film_a", "film_b"}
+
+
+def test_a_restriction_that_plays_no_part_is_refused(tiny, tmp_path, capsys):
+    more = ["--convention", "released", "--grounding_path", str(tmp_path / "nothing")]
+    assert predict_segments.main(flags(tiny, "long", tmp_path / "out", *more)) == 2
+    assert "--grounding_path" in capsys.readouterr().err

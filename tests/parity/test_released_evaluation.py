@@ -97,3 +97,29 @@ def test_retrieval_batches_of_a_two_hour_film():
     assert sum(zoom * count for zoom, _, count in batches) == 2100
     assert batches[-1] == (1, 187, 100)
     assert retrieval_batches(5, 33, (1,)) == [(1, 0, 5)]
+
+
+def test_films_that_do_not_fill_a_batch_lose_their_beginning():
+    """Released: of n windows and a batch of c, c / 2 < n < c, the last 2n - c."""
+    assert retrieval_batches(20, 33, (1,)) == [(1, 13, 7)]
+    assert retrieval_batches(16, 33, (1,)) == [(1, 0, 16)]
+    assert retrieval_batches(33, 33, (1,)) == [(1, 0, 33)]
+    assert retrieval_batches(30, 100, (4, 2, 1)) == [
+        (4, 0, 25),
+        (4, 5, 25),
+        (2, 20, 10),
+        (1, 0, 30),
+    ]
+
+
+def test_score_kinds_are_made_of_the_same_parts():
+    model, asked = released("ckpt_dense"), (film("M_A"), query("7001"))
+
+    def scored(**settings) -> np.ndarray:
+        found = dense_log(model, *asked, normalise=False, **settings)
+        return np.array(found["info"]["scores"])
+
+    cosines = scored(score_kind="cosine_sim")
+    mean, most = scored(), scored(score_kind="max_entropy")
+    assert (cosines - mean > 0).all() and (mean - most >= 0).all() and (mean != most).any()
+    assert (scored(score_kind="cosine_sim", top_frames=0) != cosines).any()

@@ -7,6 +7,7 @@ import torch
 from tiny_training import flags
 
 from revisionllm.data.collator import PackedCollator, PlainCollator
+from revisionllm.model.loading import load_model
 from revisionllm.train.arguments import parse
 from revisionllm.train.initial import initial_model
 from revisionllm.train.losses import QuestionLosses, number_questions
@@ -97,3 +98,18 @@ def test_frozen_parts_are_in_evaluation_mode_at_every_depth(output, trains_adapt
             assert module.training == any(own) or is_trained(module)
     train_trained(adapter, False)
     assert not any(module.training for module in adapter.modules())
+
+
+def test_rotary_tables_that_an_engine_has_cast_are_restored_before_the_first_step(world):
+    """DeepSpeed 0.15 to 0.18 call `module.bfloat16()`, which rounds the frequencies, too."""
+    from types import SimpleNamespace
+
+    from revisionllm.train.trainer import Resume
+
+    model = load_model(world / "start", device="cpu", dtype="float32")
+    wanted = model.llm.model.rotary_emb.inv_freq.clone()
+    model.llm.bfloat16()
+    trainer = SimpleNamespace(model=SimpleNamespace(model=model))
+    Resume(trainer, None).on_train_begin(SimpleNamespace(seed=0, process_index=0), None, None)
+    assert torch.equal(model.llm.model.rotary_emb.inv_freq, wanted)
+    assert model.llm.model.rotary_emb.inv_freq.dtype == torch.float32

@@ -9,6 +9,7 @@ from tiny_training import flags, losses
 
 from revisionllm.model.config import read_config
 from revisionllm.model.loading import load_model
+from revisionllm.model.tensors import read_tensors
 from revisionllm.train.arguments import check, parse
 from revisionllm.train.initial import initial_model
 from revisionllm.train.losses import QuestionLosses
@@ -68,6 +69,8 @@ def test_the_run_that_is_written_is_the_model_that_was_trained(trained, monkeypa
     config = read_config(tmp_path / "run")
     assert (config.stage, config.question, config.num_segments) == ("long", "video", 8)
     assert config.adapter.output == "alternate" and config.adapter.options["output_norm"]
+    dense = read_tensors(trained / "dense" / "adapter.safetensors")  # what odd steps see frames by
+    assert torch.equal(loaded.projector.frame_projector.weight, dense["linear.weight"])
     assert config.window_s == 20 and config.segment_stride_s == 4 and config.stride_s == 10
     assert config.parent == str(trained / "dense")
 

@@ -29,6 +29,7 @@ from revisionllm.errors import UserError
 from revisionllm.grounding.answers import NO, NOT_PRESENT, YES, format_segments, format_span
 from revisionllm.grounding.windows import (
     TIME_MAPPINGS,
+    film_window_s,
     segments,
     span_to_labels,
     touching_indices,
@@ -120,8 +121,7 @@ class SampleSpec:
 
     def film_window_s(self, duration_s: float) -> float:
         """Length of a window in a film of this length."""
-        short = self.double_rate_short and duration_s < 2 * self.window_s
-        return self.window_s / 2 if short else self.window_s
+        return film_window_s(self.window_s, duration_s, double_rate_short=self.double_rate_short)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from revisionllm.demo.benchmark import (
-    PARTS,
     Asked,
     chance_row,
     clip_row,
-    even_odds,
     fit_calibration,
     moment_spans,
     row,
@@ -28,6 +26,7 @@ from revisionllm.demo.judged_films import judged_film
 from revisionllm.demo.language import differences
 from revisionllm.demo.memo_engine import KeptAnswers, MemoEngine
 from revisionllm.demo.window_table import window_rows
+from revisionllm.eval.calibrate import PARTS, even_odds
 from revisionllm.eval.film_search import EvalFilm, FilmSearcher
 from revisionllm.eval.metrics import span_iou
 from revisionllm.eval.plans import (

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,13 +20,14 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
 import numpy as np
 
 from revisionllm.errors import run_entry_point
+from revisionllm.eval.calibrate import fit as fit_calibration
+from revisionllm.eval.calibrate import write_calibration
 from revisionllm.files import MADE_BY, claim_output, write_json
 from revisionllm.grounder import DEFAULT_CHECKPOINT, DEFAULT_KEEP, long_runs_beside
 from revisionllm.options import Parser
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7)
 VAL_SEED, TEST_SEED = 500, 2000  # no training or quickstart film has these
-PARTS = ("log_odds", "entropy", "cosine", "support", "second_look", "seen_twice")  # of a confidence
 
 
 @dataclass
@@ -72,56 +72,6 @@ def ask_split(grounder, args: argparse.Namespace, split: str, seeds: range, sear
         asked.truth += [sentence.span_s for sentence in sentences]
         print(f"{plan.film_id}: {len(sentences)} sentences", file=sys.stderr)
     return asked
-
-
-def fit_calibration(predictions: list, names: Sequence[str] = PARTS):
-    """Confidence from the parts of a moment, fitted on validation films.
-
-    Two steps, because there are two questions. A logistic fit over all moments of "this one is
-    right" (IoU at least 0.3) decides how the parts weigh and so the order. A second one over the
-    best moment of each sentence asks whether the sentence happens at all, sentences that do and
-    that do not counting alike: 0.5 and more is to mean "found".
-    """
-    from dataclasses import replace
-
-    from revisionllm.eval.metrics import span_iou
-    from revisionllm.grounding.calibration import fit_logistic
-
-    def is_right(moment, prediction) -> bool:
-        span = (moment.start_s, moment.end_s)
-        return bool(prediction.gt) and float(span_iou(span, prediction.gt[0])) >= 0.3
-
-    parts: dict[str, list[float]] = {name: [] for name in names}
-    right = []
-    for prediction in predictions:
-        for moment in prediction.moments:
-            for name, values in parts.items():
-                values.append(moment.parts[name])
-            right.append(is_right(moment, prediction))
-    fitted = fit_logistic(parts, right)
-
-    def logit(moment) -> float:
-        total = (w * moment.parts[n] for n, w in zip(fitted.names, fitted.weights, strict=True))
-        return fitted.bias + sum(total)
-
-    best = [(max(p.moments, key=logit), p) for p in predictions if p.moments]
-    best = even_odds(best, [bool(p.gt) for _, p in best])
-    scaled = fit_logistic({"logit": [logit(m) for m, _ in best]}, [bool(p.gt) for _, p in best])
-    factor = scaled.weights[0]
-    return replace(
-        fitted,
-        weights=[factor * weight for weight in fitted.weights],
-        bias=factor * fitted.bias + scaled.bias,
-    )
-
-
-def even_odds(items: Sequence, happens: Sequence[bool]) -> list:
-    """The items with the rarer kind repeated until both kinds are about as many."""
-    kinds: tuple[list, list] = ([], [])
-    for item, is_so in zip(items, happens, strict=True):
-        kinds[is_so].append(item)
-    most = max(map(len, kinds))
-    return [item for kind in kinds if kind for item in kind * round(most / len(kind))]
 
 
 def row(name: str, films, truth, spans, found) -> dict:
@@ -213,7 +163,6 @@ def benchmark(args: argparse.Namespace) -> dict:
     """Run everything and return what is written to <out>/benchmark.json."""
     from revisionllm.demo.cli import count_windows
     from revisionllm.grounder import Grounder
-    from revisionllm.grounding.calibration import to_dict
 
     args.out.mkdir(parents=True, exist_ok=True)
     long_runs = args.long
@@ -227,8 +176,7 @@ def benchmark(args: argparse.Namespace) -> dict:
     )
     if args.fit_calibration:
         grounder.calibration = fit_calibration(val.predictions["exhaustive"])
-        path = args.checkpoint / "calibration.json"
-        write_json(path, to_dict(grounder.calibration))
+        path = write_calibration(grounder.calibration, args.checkpoint)
         print(f"wrote {path}", file=sys.stderr)
     searches = ["planned", *(["recursive"] if long_runs else []), "exhaustive"]
     test = ask_split(grounder, args, "test", range(TEST_SEED, TEST_SEED + args.films), searches)

@@ -45,13 +45,12 @@ def refine_moments(
         The same moments in the same order; scores and parts stay. A span is replaced if the model
         names one in the short window that overlaps it.
     """
-    config = engine.model.config
-    window_s = config.frames_per_window / feature_fps
+    window_s = engine.model.config.frames_per_window / feature_fps
     refined = [list(row) for row in moments]
     asked, places = [], []
     for query, row in enumerate(refined):
         for rank, moment in enumerate(row[:top]):
-            if window_s < config.window_s and moment.end_s - moment.start_s < FILLED * window_s:
+            if is_asked_again(moment, engine.model.config, feature_fps):
                 window = _around(moment, len(asked), window_s, duration_s)
                 asked.append(Question(query, (window,)))
                 places.append((query, rank))
@@ -62,6 +61,12 @@ def refine_moments(
             start_s, end_s = answer.spans[0].start_s, min(answer.spans[0].end_s, duration_s)
             refined[query][rank] = replace(moment, start_s=start_s, end_s=end_s)
     return refined
+
+
+def is_asked_again(moment: Moment, config, feature_fps: float) -> bool:
+    """Whether a shorter window can place the moment more finely."""
+    window_s = config.frames_per_window / feature_fps
+    return window_s < config.window_s and moment.end_s - moment.start_s < FILLED * window_s
 
 
 def _around(moment: Moment, index: int, window_s: float, duration_s: float) -> Window:

@@ -1,19 +1,24 @@
 """`revisionllm eval calibrate`: fit confidence on validation predictions, keep it with the run.
 
-revisionllm eval calibrate out/validation/predictions.jsonl --checkpoint checkpoints/demo/dense
+revisionllm eval calibrate checkpoints/mad_stage1_dense --data_path data/mad/MAD_val.json \\
+    --checkpoint checkpoints/mad_stage1_dense
 
-A moment is right if it overlaps a true span by at least --iou. The fit is a map from a moment's
-parts (presence, entropy, cosine) to the chance of being right; it goes to
-<checkpoint>/calibration.json, which every later search of that run uses. The expected calibration
-error (ECE) of each query's best moment is reported before, after, and after on films that the fit
-has not seen (two halves, each scored by the other's fit). "found" is then: the best moment's
-confidence reaches --threshold.
+Two questions, two logistic fits. Over all moments: is this one right (IoU at least --iou)? That
+weighs the parts, and so orders moments. Then over the best moment of each query: does the sentence
+happen at all? Queries of both kinds count alike, so that 0.5 and more means "found". Where no query
+is absent, the second fit asks whether the best moment is right.
+
+The fit goes to <checkpoint>/calibration.json, which every later search of that run uses. Printed is
+the expected calibration error (ECE) of the best moments, for the second question: with the scores
+as predicted, calibrated, and calibrated on films that the fit has not seen (two halves, each judged
+by the other's fit).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,64 +28,89 @@ from revisionllm.eval.metrics import span_iou
 from revisionllm.eval.predictions import Moment, Prediction, read_predictions
 from revisionllm.files import MADE_BY, write_json
 from revisionllm.grounding.calibration import (
-    Calibration,
+    LogisticCalibration,
     expected_calibration_error,
-    fit_isotonic,
     fit_logistic,
     to_dict,
 )
 
-PARTS = ("presence", "entropy", "cosine")
+PARTS = ("log_odds", "entropy", "cosine", "support", "second_look", "seen_twice")
+RIGHT_IOU = 0.3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `revisionllm eval calibrate`."""
     add = parser.add_argument
-    add("predictions", metavar="PRED", help="predictions of validation queries: file or folder")
+    add(
+        "predictions", metavar="PRED", help="predictions of validation queries: run, folder or file"
+    )
     add("--checkpoint", required=True, help="run folder that gets calibration.json")
-    add("--kind", choices=("logistic", "isotonic"), default="logistic", help="(%(default)s)")
-    add("--parts", nargs="+", default=list(PARTS), help="score parts; isotonic takes one")
-    add("--iou", type=float, default=0.5, help="a moment is right from here on (%(default)s)")
+    add("--data_path", nargs="+", help="of a run: the annotations whose predictions are meant")
+    add("--parts", nargs="+", help=f"score parts; unset: those there are of {', '.join(PARTS)}")
+    add("--iou", type=float, default=RIGHT_IOU, help="a moment is right from here on (%(default)s)")
     add("--overwrite", action="store_true", help="replace an existing calibration.json")
-    add("--moments", type=int, default=5, help="moments per query to fit on (%(default)s)")
 
 
 def fit(
-    predictions: Sequence[Prediction],
-    *,
-    kind: str = "logistic",
-    parts: Sequence[str] = PARTS,
-    iou: float = 0.5,
-    num_moments: int = 5,
-) -> Calibration:
-    """Fit on the best moments of predictions with ground truth (`gt` []: absent, all are wrong).
+    predictions: Sequence[Prediction], parts: Sequence[str] = PARTS, *, iou: float = RIGHT_IOU
+) -> LogisticCalibration:
+    """Fit on predictions with ground truth (`gt` []: absent, all its moments are wrong).
 
     Raises:
         UserError: a part is missing from the moments, or there is nothing to fit.
     """
-    table, right = _table(predictions, parts, iou, num_moments)
-    if not len(right):
+    known = [p for p in predictions if p.gt is not None and p.moments]
+    if not known:
         raise UserError("no moments with ground truth to fit a calibration on")
-    if kind == "isotonic":
-        if len(parts) != 1:
-            raise UserError(f"an isotonic calibration takes one part, not {list(parts)}")
-        return fit_isotonic(parts[0], table[:, 0], right)
-    return fit_logistic({name: table[:, i] for i, name in enumerate(parts)}, right)
+    _check_parts(known, parts)
+    moments = [(moment, p) for p in known for moment in p.moments]
+    table = {name: [moment.parts[name] for moment, _ in moments] for name in parts}
+    fitted = fit_logistic(table, [_is_right(moment, p, iou) for moment, p in moments])
+
+    def logit(moment: Moment) -> float:
+        chance = zip(fitted.names, fitted.weights, strict=True)
+        return fitted.bias + sum(weight * moment.parts[name] for name, weight in chance)
+
+    best = [(max(p.moments, key=logit), p) for p in known]
+    holds = _question(known, iou)
+    best = even_odds(best, [holds(*pair) for pair in best]) if _some_absent(known) else best
+    scaled = fit_logistic({"logit": [logit(m) for m, _ in best]}, [holds(*pair) for pair in best])
+    factor = scaled.weights[0]
+    return replace(
+        fitted,
+        weights=[factor * weight for weight in fitted.weights],
+        bias=factor * fitted.bias + scaled.bias,
+    )
+
+
+def even_odds(items: Sequence, happens: Sequence[bool]) -> list:
+    """The items with the rarer kind repeated until both kinds are about as many."""
+    kinds: tuple[list, list] = ([], [])
+    for item, is_so in zip(items, happens, strict=True):
+        kinds[is_so].append(item)
+    most = max(map(len, kinds))
+    return [item for kind in kinds if kind for item in kind * round(most / len(kind))]
 
 
 def best_moment_error(
-    predictions: Sequence[Prediction], calibration: Calibration | None, iou: float = 0.5
+    predictions: Sequence[Prediction],
+    calibration: LogisticCalibration | None,
+    iou: float = RIGHT_IOU,
 ) -> float:
     """ECE of each query's best moment; without a calibration its score is the confidence."""
-    confidences, right = [], []
-    for prediction in predictions:
-        if prediction.gt is None or not prediction.moments:
-            continue
+    known = [p for p in predictions if p.gt is not None and p.moments]
+    if not known:
+        return float("nan")
+    holds = _question(known, iou)
+    pairs, confidences = [], []
+    for prediction in known:
         scores = [_confidence(moment, calibration) for moment in prediction.moments]
         best = int(np.argmax(scores))
-        confidences.append(scores[best])
-        right.append(_is_right(prediction.moments[best], prediction, iou))
-    return expected_calibration_error(confidences, right)
+        pairs.append((min(1.0, max(0.0, scores[best])), (prediction.moments[best], prediction)))
+    if _some_absent(known):
+        pairs = even_odds(pairs, [holds(*pair) for _, pair in pairs])
+    confidences = [confidence for confidence, _ in pairs]
+    return expected_calibration_error(confidences, [holds(*pair) for _, pair in pairs])
 
 
 def halves_error(predictions: Sequence[Prediction], **settings) -> float:
@@ -92,11 +122,24 @@ def halves_error(predictions: Sequence[Prediction], **settings) -> float:
     for half in (0, 1):
         unseen = [p for p in predictions if films.index(p.vid) % 2 == half]
         fitted = fit([p for p in predictions if films.index(p.vid) % 2 != half], **settings)
-        errors.append(best_moment_error(unseen, fitted, settings.get("iou", 0.5)))
+        errors.append(best_moment_error(unseen, fitted, settings.get("iou", RIGHT_IOU)))
     return float(np.mean(errors))
 
 
-def _confidence(moment: Moment, calibration: Calibration | None) -> float:
+def _some_absent(predictions: Sequence[Prediction]) -> bool:
+    return any(not p.gt for p in predictions)
+
+
+def _question(
+    predictions: Sequence[Prediction], iou: float
+) -> Callable[[Moment, Prediction], bool]:
+    """What 0.5 and more says yes to."""
+    if _some_absent(predictions):
+        return lambda moment, prediction: bool(prediction.gt)
+    return lambda moment, prediction: _is_right(moment, prediction, iou)
+
+
+def _confidence(moment: Moment, calibration: LogisticCalibration | None) -> float:
     return moment.score if calibration is None else float(calibration.confidence(moment.parts))
 
 
@@ -106,19 +149,28 @@ def _is_right(moment: Moment, prediction: Prediction, iou: float) -> bool:
     return bool((found >= iou).any())
 
 
-def _table(predictions, parts, iou: float, num_moments: int) -> tuple[np.ndarray, np.ndarray]:
-    rows, right = [], []
+def parts_in(predictions: Sequence[Prediction]) -> list[str]:
+    """Those of `PARTS` that every moment has.
+
+    Raises:
+        UserError: there are none.
+    """
+    moments = [moment for p in predictions for moment in p.moments]
+    found = [name for name in PARTS if all(name in moment.parts for moment in moments)]
+    if not found or not moments:
+        raise UserError(f"the moments have none of the parts {', '.join(PARTS)}; give --parts")
+    return found
+
+
+def _check_parts(predictions: Sequence[Prediction], parts: Sequence[str]) -> None:
     for prediction in predictions:
-        for moment in prediction.moments[:num_moments] if prediction.gt is not None else []:
+        for moment in prediction.moments:
             missing = [name for name in parts if name not in moment.parts]
             if missing:
                 raise UserError(f"query {prediction.qid}: its moments have no {missing}; --parts")
-            rows.append([moment.parts[name] for name in parts])
-            right.append(_is_right(moment, prediction, iou))
-    return np.array(rows, dtype=np.float64).reshape(-1, len(parts)), np.array(right, dtype=bool)
 
 
-def write_calibration(calibration: Calibration, checkpoint: str | Path) -> Path:
+def write_calibration(calibration: LogisticCalibration, checkpoint: str | Path) -> Path:
     """Write `<checkpoint>/calibration.json` atomically."""
     path = Path(checkpoint) / "calibration.json"
     write_json(path, {"made_by": MADE_BY} | to_dict(calibration))
@@ -134,10 +186,10 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.checkpoint) / "calibration.json"
     if path.exists() and not args.overwrite:
         raise UserError(f"{path} is there already; --overwrite replaces it")
-    files, _ = find_predictions(args.predictions)
+    files, _ = find_predictions(args.predictions, args.data_path)
     predictions = [p for file in files for p in read_predictions(file) if p.status == "ok"]
-    settings = {"kind": args.kind, "parts": args.parts, "iou": args.iou}
-    settings["num_moments"] = args.moments
+    parts = args.parts or parts_in(predictions)
+    settings = {"parts": parts, "iou": args.iou}
     fitted = fit(predictions, **settings)
     path = write_calibration(fitted, args.checkpoint)
     errors = {
@@ -145,7 +197,8 @@ def run(args: argparse.Namespace) -> int:
         "calibrated": best_moment_error(predictions, fitted, args.iou),
         "calibrated, unseen films": halves_error(predictions, **settings),
     }
-    print(f"{path}: {args.kind} on {len(predictions)} queries")
+    absent = sum(p.gt == [] for p in predictions)
+    print(f"{path}: {len(predictions)} queries, {absent} of them absent; {', '.join(parts)}")
     for name, error in errors.items():
         print(f"ECE {name}: {error:.4f}")
     return 0

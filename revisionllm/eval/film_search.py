@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from revisionllm.grounding.cost import ModelShape, Plan, choose_plan
 from revisionllm.grounding.levels import Level, Question, SearchResult, WindowAnswer
 from revisionllm.grounding.recursion import search_many
 from revisionllm.grounding.scores import frame_cosines, span_cosine_of
-from revisionllm.grounding.windows import Window, frame_feature_indices
+from revisionllm.grounding.windows import Window, film_window_s, frame_feature_indices
 
 if TYPE_CHECKING:
     from revisionllm.engine.dense import DenseEngine
@@ -149,7 +149,7 @@ class FilmSearcher:
         results = search_many(
             len(queries),
             film.duration_s,
-            self.levels,
+            [self._film_level(level, film.duration_s) for level in self.levels],
             lambda level, questions: self._predict(film, queries, level, questions),
             cosine=cosine,
             **self.options,
@@ -163,9 +163,22 @@ class FilmSearcher:
             for query, result in zip(queries, results, strict=True)
         ]
 
+    def _film_level(self, level: Level, duration_s: float) -> Level:
+        """A level as its run was trained on films of this length."""
+        engine = self.engines.get(level.name)
+        if level.kind != "dense" or engine is None or isinstance(engine, RecordedEngine):
+            return level
+        window_s = film_window_s(
+            level.window_s,
+            duration_s,
+            double_rate_short=engine.model.config.double_rate_short,
+        )
+        share = window_s / level.window_s
+        return replace(level, window_s=window_s, stride_s=level.stride_s * share)
+
     def _refine(self, film: EvalFilm, queries, results: Sequence[SearchResult]) -> None:
         """Replace the results' moments by refined ones; the questions count as dense windows."""
-        from revisionllm.engine.refine import refine_moments
+        from revisionllm.engine.refine import is_asked_again, refine_moments
 
         engine = self.engines[self.levels[-1].name]
         moments = refine_moments(
@@ -178,9 +191,11 @@ class FilmSearcher:
             duration_s=film.duration_s,
             film=film.key,
         )
+        config, fps = engine.model.config, film.feature_fps
         for result, row in zip(results, moments, strict=True):
+            best = result.moments[: self.refine_top]
+            result.cost.dense_windows += sum(is_asked_again(m, config, fps) for m in best)
             result.moments = row
-            result.cost.dense_windows += min(self.refine_top, len(row))
 
     def failed(self, film_id: str, duration_s: float, query: EvalQuery, reason: str):
         """The prediction of a query that could not be answered."""

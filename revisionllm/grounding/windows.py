@@ -1,9 +1,12 @@
 """Seconds <-> frames <-> windows <-> segments: the only place with hop arithmetic.
 
-Two time mappings exist and a run's config says which one it was trained with:
+Three time mappings exist and a run's config says which one it was trained with:
 
 - ``centered`` (ours): frame k of a window stands for the middle of its 1/F share of the window,
-  and an answer `From a to b.` covers `[start + a*window_s/F, start + (b+1)*window_s/F)`.
+  and an answer `From a to b.` covers `[start + a*window_s/F, start + (b+1)*window_s/F)`. Labels are
+  the frames that the event touches: the span of a perfect answer is never shorter than the event.
+- ``rounded`` (ours): the same frames and spans; labels are the nearest frame borders, at least one
+  frame: the span of a perfect answer is as often shorter as longer.
 - ``released``: what published weights were trained with; frames are sampled with both ends in,
   label x is `round(time / window_s * F)`. The released evaluation's own window table is at the end
   of the file.
@@ -19,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TIME_MAPPINGS = ("centered", "released")
+TIME_MAPPINGS = ("centered", "rounded", "released")
 _TOLERANCE = 1e-6  # in frames or strides: forgives float noise, far below any real frame
 
 
@@ -75,8 +78,8 @@ def frame_feature_indices(
         start_s: where the window starts, seconds.
         feature_fps: stored features per second; feature i is at `i / feature_fps` seconds.
         num_features: how many features the film has; indices are clipped to `0..num_features-1`.
-        time_mapping: "centered" takes the feature nearest to the middle of each frame's share
-            (half up); "released" takes evenly spaced ones, both ends in, truncated.
+        time_mapping: "centered" and "rounded" take the feature nearest to the middle of each
+            frame's share (half up); "released" takes evenly spaced ones, both ends in, truncated.
 
     Returns:
         int64 `[frames_per_window]`, non-decreasing.
@@ -113,6 +116,9 @@ def span_to_labels(
     last_at = (end_s - window_start_s) * frames_per_s
     if _is_released(time_mapping):
         first, last = round(first_at), round(last_at)
+    elif time_mapping == "rounded":
+        first = math.floor(first_at + 0.5)  # half up: Python's own rounding takes the even border
+        last = max(first, math.floor(last_at + 0.5) - 1)
     else:
         first = math.floor(first_at + _TOLERANCE)
         last = max(first, math.ceil(last_at - _TOLERANCE) - 1)
@@ -138,6 +144,11 @@ def labels_to_span(
         last = last + 1
     seconds_per_frame = window_s / frames_per_window
     return window_start_s + first * seconds_per_frame, window_start_s + last * seconds_per_frame
+
+
+def film_window_s(window_s: float, duration_s: float, *, double_rate_short: bool) -> float:
+    """Length of a film's dense windows: films shorter than two are read with halves (chapters)."""
+    return window_s / 2 if double_rate_short and duration_s < 2 * window_s else window_s
 
 
 def windows_touching(

@@ -28,7 +28,7 @@ CHOICES = {
     "stage": ("dense", "sparse", "long"),
     "question": ("frames", "video", "yes_no"),
     "answer_end": ("inclusive", "exclusive"),
-    "time_mapping": ("centered", "released"),
+    "time_mapping": ("centered", "rounded", "released"),
     "merge_dtype": ("float32", "float16", "bfloat16"),
 }
 ADAPTER_KINDS = ("linear", "clip")
@@ -109,7 +109,8 @@ class RunConfig:
         default="inclusive", metadata={"help": "is the last number of an answer inside the span"}
     )
     time_mapping: str = field(
-        default="centered", metadata={"help": "how frames map to seconds: centered | released"}
+        default="centered",
+        metadata={"help": "how frames map to seconds: centered | rounded | released"},
     )
     window_s: float = field(default=125.0, metadata={"help": "length of a window in seconds"})
     stride_s: float = field(
@@ -117,6 +118,10 @@ class RunConfig:
     )
     frames_per_window: int = field(
         default=250, metadata={"help": "F, frames the model sees of a window"}
+    )
+    double_rate_short: bool = field(
+        default=False,
+        metadata={"help": "films shorter than two windows have windows half as long (chapters)"},
     )
     feature_fps: float = field(default=5.0, metadata={"help": "frame features per second"})
     num_segments: int = field(default=100, metadata={"help": "segments in one long-video prompt"})
@@ -174,6 +179,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "str | None": (str, type(None)),
     "float": (float,),
     "int": (int,),
+    "bool": (bool,),
     "list[str]": (list,),
     "dict[str, Any]": (dict,),
     "dict[str, str]": (dict,),

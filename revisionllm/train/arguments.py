@@ -102,7 +102,7 @@ class TrainArguments:
         "yes_no", "sparse question: the paper's, or a span", "data", choices=("yes_no", "span")
     )
     time_mapping: str = _arg(
-        "centered", "frames to seconds", "data", choices=("centered", "released")
+        "centered", "frames to seconds", "data", choices=("centered", "rounded", "released")
     )
     packed: bool = _arg(True, "dense: all questions of a window in one sequence", "data")
     questions_per_window: int = _arg(32, "packed: most questions about one window", "data")

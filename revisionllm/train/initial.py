@@ -95,6 +95,7 @@ def _config_settings(args: TrainArguments) -> dict[str, Any]:
         "window_s": args.window_s,
         "stride_s": args.window_s / 2,
         "frames_per_window": args.frames_per_window,
+        "double_rate_short": args.double_rate_short,
         "feature_fps": args.feature_fps,
         "num_segments": args.num_segments,
         "segment_stride_s": args.segment_stride_s,

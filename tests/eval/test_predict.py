@@ -11,6 +11,7 @@ from tiny_evaluation import FILMS, write_evaluation
 
 from revisionllm.cli import main
 from revisionllm.eval import predict_segments, predict_windows
+from revisionllm.eval.calibrate import PARTS
 from revisionllm.eval.predictions import read_predictions
 from revisionllm.grounding.windows import dense_windows
 
@@ -232,7 +233,7 @@ def test_calibration_is_stored_and_used(tiny, dense, tmp_path, capsys):
     assert main(["eval", "calibrate", str(dense), "--checkpoint", str(run)]) == 0
     assert capsys.readouterr().out.count("ECE ") == 3
     stored = json.loads((run / "calibration.json").read_text())
-    assert stored["kind"] == "logistic" and stored["names"] == ["cosine", "entropy", "presence"]
+    assert stored["kind"] == "logistic" and stored["names"] == sorted(PARTS)
     argv = flags(tiny | {"dense": str(run)}, "dense", tmp_path / "out")
     assert predict_windows.main(argv) == 0
     moment = read_predictions(tmp_path / "out" / "predictions.jsonl")[0].moments[0]

@@ -222,3 +222,31 @@ def test_released_retrieval_arithmetic(case):
 @pytest.mark.parametrize("case", RELEASED["gt_windows"])
 def test_released_truth(case):
     assert w.released_truth_segments(case["start"], case["end"], case["n"]) == case["windows"]
+
+
+@pytest.mark.parametrize(
+    ("start_s", "end_s", "labels"),
+    [(1.2, 3.2, (2, 5)), (1.3, 3.3, (3, 6)), (1.05, 1.15, (2, 2)), (1.24, 1.26, (2, 2))],
+)
+def test_rounded_labels_are_the_nearest_borders_and_at_least_one_frame(start_s, end_s, labels):
+    """Frames of 0.5 s."""
+    found = w.span_to_labels(
+        start_s, end_s, 0.0, window_s=10.0, frames_per_window=20, time_mapping="rounded"
+    )
+    assert found == labels
+
+
+def test_a_perfect_answer_overlaps_more_by_rounded_labels():
+    """Mean IoU of events of 2 s at MAD's frames of 0.5 s: at most 0.80 and 0.885."""
+    best = {}
+    for mapping in ("centered", "rounded"):
+        clock = {"window_s": 125.0, "frames_per_window": 250, "time_mapping": mapping}
+        ious = []
+        for start_s in np.linspace(20, 21, 500, endpoint=False):
+            event = np.array([start_s, start_s + 2.0])
+            span = w.labels_to_span(*w.span_to_labels(*event, 0.0, **clock), 0.0, **clock)
+            shared = min(event[1], span[1]) - max(event[0], span[0])
+            ious.append(shared / (max(event[1], span[1]) - min(event[0], span[0])))
+        best[mapping] = np.mean(ious)
+    assert best["centered"] == pytest.approx(0.80, abs=0.005)
+    assert best["rounded"] == pytest.approx(0.885, abs=0.005)

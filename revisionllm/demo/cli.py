@@ -93,10 +93,10 @@ def render(plan, path: Path) -> Path:
     from tqdm import tqdm
 
     from revisionllm.demo.render import write_film
-    from revisionllm.demo.world import FILM_FPS
+    from revisionllm.demo.world import FILM_FPS, WORLD_VERSION
 
     mark = path.with_suffix(MARK_SUFFIX)
-    name = f"{plan.film_id} {plan.duration_s:g} s, made_by: {MADE_BY}\n"
+    name = f"{plan.film_id} {plan.duration_s:g} s, world {WORLD_VERSION}, made_by: {MADE_BY}\n"
     if path.exists() and mark.exists() and mark.read_text() == name:
         return path
     num_frames = round(plan.duration_s * FILM_FPS)

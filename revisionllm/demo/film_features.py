@@ -13,7 +13,7 @@ import numpy as np
 from revisionllm.data.feature_writers import save_npy
 from revisionllm.demo.dense_data import FEATURE_FPS, FEATURE_STEP, TrainingFilm, load_film
 from revisionllm.demo.render import frames
-from revisionllm.demo.world import plan_film
+from revisionllm.demo.world import WORLD_VERSION, plan_film
 
 CHUNK = 256
 # Windows of a film with all five features a second look at its frames 2, 5, 8, ... (the nearest to
@@ -93,14 +93,15 @@ def cached_features(
 ) -> list[Path]:
     """Files with the `film_features` of each seed; those that the cache folder lacks are computed.
 
-    The cache is named after the CLIP's fingerprint, so that another CLIP never meets its features.
+    The cache is named after the CLIP's fingerprint and the world's version, so that another CLIP or
+    renderer never meets its features.
     """
     from tqdm import tqdm
 
     from revisionllm.model.clip import load_clip
 
     clip = load_clip(str(clip_folder), device="cpu")
-    folder = cache / f"{clip.fingerprint()}-{duration_s:g}s-{split}"
+    folder = cache / f"{clip.fingerprint()}-w{WORLD_VERSION}-{duration_s:g}s-{split}"
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{seed:05d}.npy" for seed in seeds]
     jobs = [

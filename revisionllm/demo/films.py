@@ -87,7 +87,8 @@ def write_film_set(
     """
     from tqdm import tqdm
 
-    from revisionllm.demo.render import write_film
+    from revisionllm.data.video_file import film_comment
+    from revisionllm.demo.render import film_tag, write_film
     from revisionllm.demo.world import plan_film
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,8 +102,11 @@ def write_film_set(
         for sentence in sentences:
             records = absent if sentence.span_s is None else present
             records[sentence.query_id] = mad_record(plan, sentence)
-        if videos and not (folder / f"{plan.film_id}.mp4").exists():
-            write_film(plan, folder / f"{plan.film_id}.mp4")
+        path = folder / f"{plan.film_id}.mp4"
+        if videos and path.exists() and film_comment(path) != film_tag():
+            raise UserError(f"{path} was made by another version, or by others; move it away")
+        if videos and not path.exists():
+            write_film(plan, path)
     write_annotations(folder / "annotations.json", present)
     write_annotations(folder / "absent.json", absent)
 

@@ -38,11 +38,12 @@ def judged_film(
     """
     from revisionllm.demo.film_features import FIRST_FRAME, film_features, rows_of_windows
     from revisionllm.demo.films import film_sentences
-    from revisionllm.demo.world import plan_film
+    from revisionllm.demo.world import WORLD_VERSION, plan_film
 
     seed, duration_s = first_seed + SEED_STEP * number, minutes * 60
     kind = "all" if all_features else f"from{FIRST_FRAME}"
-    path = cache / f"{clip.fingerprint()}-{duration_s:g}s-{split}-{seed}-{kind}.npy"
+    made_by = f"{clip.fingerprint()}-w{WORLD_VERSION}"
+    path = cache / f"{made_by}-{duration_s:g}s-{split}-{seed}-{kind}.npy"
     if not path.exists():
         which = {"first": 0, "step": 1} if all_features else {"first": FIRST_FRAME}
         cache.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from revisionllm.demo.world import (
     FRAME_WIDTH,
     PLACES,
     RADIUS_PX,
+    WORLD_VERSION,
     FilmPlan,
     Shot,
     pose_of,
@@ -232,6 +233,11 @@ def as_decoded(images: Sequence[np.ndarray], crf: int = 20) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
+def film_tag() -> str:
+    """The comment in a film's metadata: whose it is, and of which version of the world."""
+    return f"made_by: {MADE_BY} demo, world {WORLD_VERSION}"
+
+
 def write_film(
     plan: FilmPlan, path: str | os.PathLike, fps: float = FILM_FPS, progress=None
 ) -> None:
@@ -244,7 +250,7 @@ def write_film(
 
     path = Path(path)
     with replacing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
-        container.metadata["comment"] = f"made_by: {MADE_BY} demo"
+        container.metadata["comment"] = film_tag()
         stream = _film_stream(container, fps)
         source = frames(plan, fps)
         for image in progress(source) if progress else source:

@@ -21,6 +21,7 @@ if __package__ in (None, ""):  # started by path: put the repository on the impo
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 
+from revisionllm.demo.world import WORLD_VERSION
 from revisionllm.errors import UserError, run_entry_point
 from revisionllm.options import Parser
 
@@ -90,7 +91,8 @@ def is_written(args: argparse.Namespace) -> bool:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, str]:
-    return {name: str(value) for name, value in vars(args).items() if name != "workers"}
+    settings = {name: str(value) for name, value in vars(args).items() if name != "workers"}
+    return settings | {"world": str(WORLD_VERSION)}
 
 
 def build_parser() -> argparse.ArgumentParser:

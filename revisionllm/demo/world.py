@@ -16,6 +16,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+# Of plans and pixels together: whatever is kept of films (files, features) is kept under it, so
+# raise it with every change of a picture (tests/demo/test_render.py notices).
+WORLD_VERSION = 1
 FILM_FPS = 5.0
 FRAME_WIDTH, FRAME_HEIGHT = 192, 144
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from revisionllm.data.video import iter_frames, probe
 from revisionllm.demo.render import RGB, background, draw, frames, write_film
-from revisionllm.demo.world import FRAME_HEIGHT, FRAME_WIDTH, plan_film, pose_of
+from revisionllm.demo.world import FRAME_HEIGHT, FRAME_WIDTH, WORLD_VERSION, plan_film, pose_of
 
 
 def test_frames_are_drawn_where_the_plan_says():
@@ -57,3 +58,29 @@ def test_film_decodes_to_what_was_drawn_and_is_reproducible(tmp_path):
     assert len(decoded) == 150
     for (_, _, picture), drawn in zip(decoded, frames(plan), strict=True):
         assert np.abs(picture.astype(int) - drawn).mean() < 6
+
+
+# mean colours of some pictures of version 1
+MEANS = {
+    ("train", 1): [
+        [51.29, 86.79, 109.64],
+        [47.66, 84.68, 111.76],
+        [168.39, 147.06, 135.42],
+        [168.6, 146.98, 135.21],
+    ],
+    ("test", 2): [
+        [146.67, 165.95, 132.65],
+        [153.41, 133.93, 123.24],
+        [58.59, 48.08, 44.38],
+        [58.73, 48.17, 44.39],
+    ],
+}
+
+
+@pytest.mark.parametrize("film", MEANS, ids=str)
+def test_pictures_of_this_version_of_the_world(film):
+    """Other pictures are another world: raise WORLD_VERSION, so that kept films are made again."""
+    split, seed = film
+    found = [frame.mean((0, 1)) for frame in frames(plan_film(seed, 60, split), first=7, step=75)]
+    np.testing.assert_allclose(found, MEANS[film], atol=0.05)
+    assert WORLD_VERSION == 1

@@ -43,7 +43,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["revisionllm", "revisionllm.*"]),
     install_requires=REQUIREMENTS,
-    package_data={"revisionllm.viewer": ["assets/*"]},
+    package_data={"revisionllm.viewer": ["assets/*"], "revisionllm.grounding": ["speeds.json"]},
     extras_require={
         "flash": ["flash-attn"],
         "gguf": ["gguf"],

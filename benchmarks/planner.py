@@ -3,6 +3,7 @@
     python benchmarks/planner.py accuracy --films 10 --present 60 --absent 20 --keep 0.3 0.5 1.0
     python benchmarks/planner.py length --minutes 10 60 120 240 480
     python benchmarks/planner.py count                 # Vicuna-7B's work, no weights needed
+    python benchmarks/planner.py seconds --write       # revisionllm/grounding/speeds.json
 
 Films are rendered and encoded without a video file, once, into --cache. `accuracy` compares the two
 searches query by query (95 % intervals resample whole films). LLM work is counted in tokens: a
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from revisionllm.errors import run_entry_point
 from revisionllm.eval.film_search import EvalFilm, EvalQuery, FilmSearcher
 from revisionllm.eval.metrics import iou_table, paired_difference
 from revisionllm.eval.plans import DEFAULT_KEEP, film_plans
+from revisionllm.files import read_json, write_json
 from revisionllm.grounding.cost import VICUNA_7B, ModelShape, choose_plan, count_plan
 from revisionllm.model.config import RunConfig
 from revisionllm.options import Parser
@@ -250,10 +253,99 @@ def run_count(args: argparse.Namespace) -> dict:
     return {"rows": rows}
 
 
+def run_seconds(args: argparse.Namespace) -> dict:
+    """Seconds per TFLOP of a plan's parts on this device, with the demo's weights.
+
+    Prefixes and questions: every window asked by 1 and by 40 queries, two equations. Adapter and
+    cosine: timed alone. Long questions: what is left of a search through the long levels.
+    """
+    import torch
+
+    from revisionllm.grounder import DEFAULT_LONG_RUNS, Grounder
+    from revisionllm.grounding.cost import PlanCost, device_speeds
+    from revisionllm.grounding.scores import frame_cosines
+
+    grounder = Grounder.from_checkpoint(args.checkpoint, long_runs=DEFAULT_LONG_RUNS)
+    film, queries = judged_film(
+        0,
+        args.film_minutes,
+        grounder.clip,
+        args.cache,
+        num_present=30,
+        num_absent=10,
+        first_seed=FIRST_SEED,
+        all_features=True,
+    )
+    plans = {plan.name: plan for plan in grounder.plans(film.duration_s)}
+    shape, found, rows = grounder._shape, {}, []
+
+    def run(plan, count: int) -> tuple[float, PlanCost, list]:
+        searcher = FilmSearcher(
+            plan.levels,
+            grounder.engines,
+            "",
+            {"calibration": grounder.calibration} | {"order": plan.order},
+        )
+        unkept = EvalFilm(film.vid, film.rows, film.feature_fps, film.duration_s)
+        started = time.perf_counter()
+        answers = searcher.ground(unkept, queries[:count])
+        spent = time.perf_counter() - started
+        common = {"duration_s": film.duration_s, "feature_fps": film.feature_fps}
+        cost = count_plan(plan, shape, num_queries=count, **common)
+        rows.append({"plan": plan.name, "queries": count, "seconds": spent, "work": cost.flops})
+        print(f"{plan.name}, {count} queries: {spent:.2f} s", file=sys.stderr)
+        return spent, cost, answers
+
+    one, few, _ = run(plans["exhaustive"], 1)
+    all_s, many, _ = run(plans["exhaustive"], len(queries))
+    tera = {name: (few.flops[name] / 1e12, many.flops[name] / 1e12) for name in few.flops}
+    found["question"] = (all_s - one) / (tera["question"][1] - tera["question"][0])
+    found["prefix"] = (one - found["question"] * tera["question"][0]) / tera["prefix"][0]
+
+    long_model = next(e for name, e in grounder.engines.items() if name != "dense").model
+    config = long_model.config
+    frames = torch.randn(1, 148, config.frames_per_window, config.adapter.feature_dim)
+    words = torch.randn(1, 10, config.adapter.feature_dim)
+    with torch.inference_mode():
+        spent = _timed(lambda: long_model.embed_frames(frames, words, output="segment"))
+    found["adapter"] = spent / (148 * shape.adapter_flops / 1e12)
+    features = np.stack([query.feature for query in queries])
+    spent = _timed(lambda: frame_cosines(film.rows, features))
+    found["cosine"] = spent / (2 * film.rows.size * len(queries) / 1e12)
+
+    name = next(name for name in plans if name.startswith("long"))
+    spent, cost, answers = run(plans[name], len(queries))
+    visits = sum(answer.cost.dense_windows for answer in answers)
+    windows = {window.index for answer in answers for window in answer.windows}
+    known = found["prefix"] * shape.llm_flops(len(windows) * shape.prefix_tokens) / 1e12
+    known += found["question"] * shape.llm_flops(visits * shape.question_tokens) / 1e12
+    known += found["adapter"] * cost.flops["adapter"] / 1e12
+    found["long"] = max(0.0, spent - known) / (cost.flops["long"] / 1e12)
+
+    device = grounder.model.device.type
+    before, found = device_speeds(device), {k: float(f"{v:.3g}") for k, v in sorted(found.items())}
+    print(f"{device}: {found} (before: {before})")
+    if args.write:
+        path = Path(__file__).parents[1] / "revisionllm" / "grounding" / "speeds.json"
+        write_json(path, read_json(path) | {device: found})
+    return {"device": device, "speeds": found, "rows": rows}
+
+
+def _timed(work) -> float:
+    """Seconds of one call, the best of five after a first one."""
+    work()
+    spent = []
+    for _ in range(5):
+        started = time.perf_counter()
+        work()
+        spent.append(time.perf_counter() - started)
+    return min(spent)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("what", choices=("accuracy", "length", "count"), help="which comparison")
+    add("what", choices=("accuracy", "length", "count", "seconds"), help="which comparison")
     add("--checkpoint", default="checkpoints/demo/dense", help="dense run (%(default)s)")
     add("--device", default="auto", help="(%(default)s)")
     add("--films", type=int, default=10, help="per length (%(default)s)")
@@ -268,6 +360,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=[DEFAULT_KEEP],
         help="of the cosine level; the last one where one is wanted (%(default)s)",
     )
+    add("--write", action="store_true", help="`seconds`: keep them for the planner")
     add("--budget_mb", type=int, default=None, help="of the engine; unset: by the device")
     add("--cache", type=Path, default=Path("out/planner_features"), help="films' features")
     add("--out", type=Path, default=Path("out/planner"), help="folder for results")
@@ -280,6 +373,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> int:
         kinds = {"accuracy": run_accuracy, "length": run_length, "count": run_count}
+        kinds["seconds"] = run_seconds
         result = kinds[args.what](args)
         args.out.mkdir(parents=True, exist_ok=True)
         path = args.out / f"{args.what}.json"

@@ -16,7 +16,7 @@ import numpy as np
 
 from revisionllm.data.queries import query_rows
 from revisionllm.eval import predictions as schema
-from revisionllm.grounding.cost import ModelShape, Plan, choose_plan
+from revisionllm.grounding.cost import ModelShape, Plan, choose_plan, device_speeds
 from revisionllm.grounding.levels import Level, Question, SearchResult, WindowAnswer
 from revisionllm.grounding.recursion import search_many
 from revisionllm.grounding.scores import frame_cosines, span_cosine_of
@@ -294,6 +294,7 @@ class PlannedSearcher(FilmSearcher):
             duration_s=film.duration_s,
             num_queries=len(queries),
             feature_fps=film.feature_fps,
+            speeds=device_speeds(self._asked[0].model.device.type),
         )
         if choice.plan.name not in self._said and not self.quiet:
             self._said.add(choice.plan.name)

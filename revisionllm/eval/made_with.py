@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from revisionllm.eval.predictions import Prediction
 
 NAME = "made_with.json"
+SPEEDS = Path(__file__).parents[1] / "grounding" / "speeds.json"
 # Flags that change no answer (queries, batches and devices: none but their last digits), or that
 # are told by contents instead.
 FREE = (
@@ -53,6 +54,8 @@ def made_with(args: argparse.Namespace) -> dict[str, str]:
         is_path = name in ("features", "text_features") and Path(str(value)).exists()
         value = "field" if (name, value) == ("convention", "ours") else value  # its older name
         found[f"--{name}"] = str(Path(value).resolve()) if is_path else str(value)
+    if getattr(args, "plan", None) == "auto":  # the table decides which plan is taken
+        found["speeds of plans"] = digest(read_json(SPEEDS))
     if getattr(args, "grounding_path", None):
         found["--grounding_path"] = digest(_dense_record(args.grounding_path, args.data_path))
     return found

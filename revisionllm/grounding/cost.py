@@ -1,5 +1,10 @@
 """Counts the work of a search plan from model shapes, and picks the plan for the queries at hand.
 
+Work is not time: a part's FLOP take as long as its shapes let them. `speeds.json` says how long,
+for each class of device that was measured (`python benchmarks/planner.py seconds`); plans are
+compared in these seconds, and in FLOP where there are none. Nothing is measured while a search
+runs, so that the same search always takes the same plan.
+
 A matrix product of m x k by k x n counts 2*m*k*n. Attention scores and the language model's head
 are left out: at these lengths they are a few per cent. A dense prefix (all that stands before the
 query's words) is computed once per window and film; each query then pays for its own words. The
@@ -9,9 +14,11 @@ segment adapter reads the query, so it is paid per segment and query.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from revisionllm.files import read_json
 from revisionllm.grounding.levels import Level
 
 NAMED_RANGES = 2.0  # ranges that a query's long answers are expected to name in a film
@@ -94,6 +101,20 @@ class PlanCost:
     def total_flops(self) -> float:
         """FLOP of all parts."""
         return sum(self.flops.values())
+
+    def seconds(self, speeds: Mapping[str, float]) -> float:
+        """Expected time by a table of `device_speeds`."""
+        return sum(speeds[part] * flops / 1e12 for part, flops in self.flops.items())
+
+
+def device_speeds(device_type: str) -> dict[str, float] | None:
+    """Seconds per TFLOP of each part of a plan; None for a device that was not measured.
+
+    Args:
+        device_type: cpu, cuda or mps, as `torch.device.type`.
+    """
+    table = read_json(Path(__file__).with_name("speeds.json"), kind=dict)
+    return table.get(device_type)
 
 
 @dataclass(frozen=True)
@@ -190,8 +211,12 @@ def choose_plan(
     num_queries: int,
     feature_fps: float,
     named_ranges: float = NAMED_RANGES,
+    speeds: Mapping[str, float] | None = None,
 ) -> PlanChoice:
-    """The plan with the least counted work; the earlier one on a tie.
+    """The plan that takes least; the earlier one on a tie.
+
+    Args:
+        speeds: of `device_speeds`; None: plans are compared by their counted work.
 
     Raises:
         ValueError: there is no plan.
@@ -209,15 +234,18 @@ def choose_plan(
         )
         for plan in plans
     ]
-    totals = [cost.total_flops for cost in counted]
+    if speeds is None:
+        totals, unit = [cost.total_flops / 1e12 for cost in counted], "TFLOP"
+    else:
+        totals, unit = [cost.seconds(speeds) for cost in counted], "s"
     best = min(range(len(plans)), key=totals.__getitem__)
     dearest = max(range(len(plans)), key=totals.__getitem__)
     queries = "1 query" if num_queries == 1 else f"{num_queries} queries"
-    reason = f"{plans[best].name}: {totals[best] / 1e12:.3g} TFLOP for {queries}"
+    reason = f"{plans[best].name}: {totals[best]:.3g} {unit} for {queries}"
     reason += f" on {duration_s / 60:.3g} minutes"
     if dearest != best:
         share = 100 * totals[best] / totals[dearest]
-        reason += f", {share:.3g} % of {plans[dearest].name} ({totals[dearest] / 1e12:.3g})"
+        reason += f", {share:.3g} % of {plans[dearest].name} ({totals[dearest]:.3g})"
     return PlanChoice(plans[best], counted[best], reason)
 
 

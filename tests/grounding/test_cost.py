@@ -144,3 +144,26 @@ def test_plans_without_coarse_levels():
     assert only.reason == "exhaustive: 1.88 TFLOP for 2 queries on 120 minutes"
     with pytest.raises(ValueError, match="no plan"):
         c.choose_plan([], SMALL, num_queries=1, **FILM)
+
+
+def test_plans_are_compared_in_seconds_where_a_device_was_measured():
+    """Adapters that take ten times as long for their FLOP turn the choice round."""
+    plans = c.candidate_plans(DENSE, long_levels=[LONG_33])
+    film = FILM | {"num_queries": 1}
+    even = dict.fromkeys(("cosine", "adapter", "prefix", "question", "long"), 1.0)
+    by_work = c.choose_plan(plans, c.VICUNA_7B, **film)
+    assert c.choose_plan(plans, c.VICUNA_7B, **film, speeds=even).plan is by_work.plan is plans[1]
+    slow = c.choose_plan(plans, c.VICUNA_7B, **film, speeds=even | {"adapter": 1000.0})
+    assert slow.plan is plans[0] and " s for 1 query" in slow.reason
+
+
+def test_measured_speeds_rank_the_demo_plans_as_they_were_measured():
+    """An hour, 40 sentences: cosine then windows 7 s, every window 16 s, all levels 51 s."""
+    speeds = c.device_speeds("cpu")
+    assert c.device_speeds("abacus") is None
+    work = {"cosine": 0.3e9, "adapter": 0.0, "prefix": 103.9e9, "question": 0.0, "long": 0.0}
+    planned = c.PlanCost(flops=work | {"question": 111e9})
+    everything = c.PlanCost(flops=work | {"question": 471.7e9})
+    levels = c.PlanCost(flops=work | {"question": 96e9, "adapter": 1075e9, "long": 316e9})
+    seconds = [cost.seconds(speeds) for cost in (planned, everything, levels)]
+    assert seconds == pytest.approx([7.1, 15.7, 50.5], rel=0.25)

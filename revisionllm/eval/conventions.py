@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from revisionllm.errors import UserError
 from revisionllm.eval.detection import area_under, merge_spans
 from revisionllm.eval.rankings import Query, Ranking
 
@@ -195,7 +196,13 @@ def _highlights(pairs: Pairs) -> dict[str, float]:
         scores = answer.extra.get("pred_saliency_scores")
         if not scores or "saliency_scores" not in query.extra:
             return {}
-        rows.append((_clip_scores(query), np.asarray(scores, np.float64)))
+        try:
+            rows.append((_clip_scores(query), np.asarray(scores, np.float64).reshape(-1)))
+        except (ValueError, TypeError, IndexError, KeyError) as error:
+            raise UserError(
+                f"query {query.qid}: its saliency scores cannot be used ({error}); convert the"
+                " files to moment-detr and qvhighlights without them, or mend them"
+            ) from error
     found = {}
     for level, name in ((2, "Fair"), (3, "Good"), (4, "VeryGood")) if rows else ():
         truth = [(clips >= level, scores) for clips, scores in rows]

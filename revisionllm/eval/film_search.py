@@ -124,6 +124,11 @@ class FilmSearcher:
         return any(level.kind == "segments" for level in self.levels)
 
     @property
+    def needs_text(self) -> bool:
+        """A level reads text features of the queries, in words or as a whole."""
+        return any(level.kind != "dense" for level in self.levels)
+
+    @property
     def config(self):
         """The config of the first model that is asked."""
         return self._asked[0].model.config
@@ -143,8 +148,11 @@ class FilmSearcher:
         if self.answer_log is not None:
             self.answer_log.start_batch([film.vid, film.duration_s], [q.qid for q in queries])
         cosine = None
-        if all(query.feature is not None for query in queries):
-            features = np.stack([query.feature for query in queries])
+        known = [query.feature for query in queries if query.feature is not None]
+        if known and (len(known) == len(queries) or not self.needs_text):
+            # without a sentence feature (too long for the CLIP) the cosine is 0, as of no likeness
+            nothing = np.zeros_like(known[0])
+            features = np.stack([nothing if q.feature is None else q.feature for q in queries])
             cosine = span_cosine_of(frame_cosines(film.rows, features), film.feature_fps)
         results = search_many(
             len(queries),
@@ -285,6 +293,11 @@ class PlannedSearcher(FilmSearcher):
     def needs_words(self) -> bool:
         """A level of some plan may read the words of the queries."""
         return len(self.engines) > 1
+
+    @property
+    def needs_text(self) -> bool:
+        """A level of some plan may read text features."""
+        return True
 
     def ground(self, film: EvalFilm, queries: Sequence[EvalQuery]) -> list[schema.Prediction]:
         """`FilmSearcher.ground` with the plan that costs least."""

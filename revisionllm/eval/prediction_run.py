@@ -284,7 +284,10 @@ def _prepare(args, films, make_searcher) -> tuple[FilmSearcher, FeatureSource]:
     store = open_features(args.features)
     searcher = make_searcher(args)
     _check_features(store, [vid for vid, _ in films], searcher.config, args)
-    return searcher, FeatureSource(store, searcher.config, args, searcher.needs_words)
+    source = FeatureSource(store, searcher.config, args, searcher.needs_words)
+    # sentences too long for the CLIP have no features; dense windows can be asked all the same
+    source.text_is_optional = args.skip_bad and not searcher.needs_text
+    return searcher, source
 
 
 def _check_checkpoint(args: argparse.Namespace) -> None:
@@ -331,6 +334,7 @@ class FeatureSource:
     def __init__(self, store, config, args: argparse.Namespace, needs_words: bool) -> None:
         self.store, self.config = store, config
         self._clip = self._records = None
+        self.text_is_optional = False
         if args.text_features == FROM_CLIP:
             from revisionllm.model.clip import load_clip
 
@@ -370,7 +374,12 @@ class FeatureSource:
 
         query = EvalQuery(annotation.query_id, annotation.sentence, annotation.spans_s)
         if self._records is not None:
-            words, feature = read_query(self._records, annotation.query_id)
+            try:
+                words, feature = read_query(self._records, annotation.query_id)
+            except UserError:
+                if self.text_is_optional:
+                    return query
+                raise
             return replace(query, words=words, feature=feature)
         if self._clip is not None:
             tokens, sentence = self._clip.encode_texts([annotation.sentence])

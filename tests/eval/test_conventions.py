@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from revisionllm.cli import main
+from revisionllm.errors import UserError
 from revisionllm.eval.cli import CONVENTION_NAMES
 from revisionllm.eval.conventions import CONVENTIONS
 from revisionllm.eval.rankings import Query, Ranking
@@ -116,6 +117,15 @@ def test_qvhighlights_highlights():
     assert found["HL-mAP Fair"] == pytest.approx(100 * (2 / 3 + 1 / 3 + 2 / 3) / 3)
     rankings = [answer("0", (2, 6), pred_saliency_scores=[0.1, 0.9, 0.2])]
     assert headline("qvhighlights", queries, rankings)["HL-Hit1 VeryGood"] == 100.0
+
+
+@pytest.mark.parametrize(
+    ("scores", "ids"), [(["x"], [0]), ([0.5], [999]), ([0.5], ["a"]), ([[1], [2, 3]], [0])]
+)
+def test_saliency_that_cannot_be_read_is_one_line(scores, ids):
+    queries = [query("0", (2, 6), relevant_clip_ids=ids, saliency_scores=[[1, 2, 3]])]
+    with pytest.raises(UserError, match="query 0: its saliency scores"):
+        headline("qvhighlights", queries, [answer("0", (2, 6), pred_saliency_scores=scores)])
 
 
 def test_vue_tr_areas():

@@ -274,3 +274,17 @@ def test_a_restriction_that_plays_no_part_is_refused(tiny, tmp_path, capsys):
     more = ["--convention", "released", "--grounding_path", str(tmp_path / "nothing")]
     assert predict_segments.main(flags(tiny, "long", tmp_path / "out", *more)) == 2
     assert "--grounding_path" in capsys.readouterr().err
+
+
+def test_dense_windows_are_asked_about_sentences_that_have_no_text_features(tiny, tmp_path):
+    """With --skip_bad: a sentence may be too long for the CLIP, and the extractor left it out."""
+    annotations = json.loads(Path(tiny["data_path"]).read_text())
+    annotations["long"] = dict(annotations["q1"])
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps(annotations))
+    argv = flags(tiny | {"data_path": str(changed)}, "dense", tmp_path / "out", "--skip_bad")
+    assert predict_windows.main(argv) == 0
+    found = {p.qid: p for p in read_predictions(tmp_path / "out" / "predictions.jsonl")}
+    assert all(p.status == "ok" for p in found.values()) and len(found) == 11
+    assert found["long"].moments and found["long"].moments[0].parts["cosine"] == 0.0
+    assert found["q1"].moments[0].parts["cosine"] != 0.0  # asked in the same batch

@@ -35,15 +35,16 @@ WINDOW_FIELDS = itemgetter("start_s", "end_s")
 class Query:
     """One sentence asked of one film.
 
-    `spans` [m, 2]: where it is true; m = 0: known to be absent; None: the file does not say.
+    `spans` [m, 2]: where it is true; m = 0: known to be absent, or (not `labelled`) kept back.
     """
 
     qid: str
     vid: str
     query: str
     duration_s: float | None
-    spans: np.ndarray | None
+    spans: np.ndarray
     extra: dict[str, Any] = field(default_factory=dict)  # what only one format carries
+    labelled: bool = True
 
 
 @dataclass(slots=True)

@@ -163,7 +163,7 @@ def score(
     accounting = Accounting() if accounting is None else accounting
     if not queries:
         raise UserError("the ground truth holds no query")
-    if any(query.spans is None for query in queries):
+    if not all(query.labelled for query in queries):
         raise UserError("the ground truth does not say where its queries are true (a test file?)")
     answers = join(queries, rankings, accounting, in_file_order=convention.in_file_order)
     if convention.of_answered:

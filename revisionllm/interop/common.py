@@ -108,15 +108,17 @@ def true_spans(spans: Any, what: str) -> np.ndarray:
 
 def single(query: Query, format_name: str) -> list[float]:
     """The one true span of a query, for formats that hold exactly one (raises UserError)."""
-    count = 0 if query.spans is None else len(query.spans)
-    if count != 1:
-        raise UserError(f"{format_name} holds one span per query; query {query.qid} has {count}")
-    return query.spans[0].tolist()
+    spans = all_spans(query, format_name)
+    if len(spans) != 1:
+        raise UserError(
+            f"{format_name} holds one span per query; query {query.qid} has {len(spans)}"
+        )
+    return spans[0]
 
 
 def all_spans(query: Query, format_name: str) -> list[list[float]]:
     """The true spans of a query (raises UserError where the source does not say them)."""
-    if query.spans is None:
+    if not query.labelled:
         raise UserError(f"{format_name} needs the true spans; query {query.qid} comes without")
     return query.spans.tolist()
 

@@ -266,7 +266,7 @@ def annotation_problems(query: Query) -> list[str]:
     """What the one set of checks finds, whatever the file's format."""
     from revisionllm.data.annotations import query_problems
 
-    spans = [] if query.spans is None else query.spans.tolist()
+    spans = query.spans.tolist()
     return query_problems(query.qid, query.vid, query.query, spans, query.duration_s)
 
 
@@ -314,8 +314,8 @@ def fill_in_queries(queries: Sequence[Query], known: Sequence[Query]) -> None:
         other = by_id.get(query.qid)
         if query.duration_s is None:
             query.duration_s = lengths.get(query.vid) if other is None else other.duration_s
-        if query.spans is None and other is not None:
-            query.spans = other.spans
+        if not query.labelled and other is not None:
+            query.spans, query.labelled = other.spans, other.labelled
 
 
 def _named(path: str | Path, name: str | None, kind: str) -> Format:
@@ -374,4 +374,5 @@ def _fill_in(ranking: Ranking, query: Query | None) -> None:
     ranking.vid = query.vid if ranking.vid is None else ranking.vid
     ranking.query = query.query if ranking.query is None else ranking.query
     ranking.duration_s = query.duration_s if ranking.duration_s is None else ranking.duration_s
-    ranking.gt = query.spans if ranking.gt is None else ranking.gt
+    if ranking.gt is None and query.labelled:
+        ranking.gt = query.spans

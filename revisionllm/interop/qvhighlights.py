@@ -17,13 +17,14 @@ import numpy as np
 
 from revisionllm.eval.jsonl import (
     BadRecord,
+    Problem,
     number_field,
     optional_text,
     span_rows,
     text_field,
     write_json_lines,
 )
-from revisionllm.eval.rankings import Query, Ranking
+from revisionllm.eval.rankings import NO_SPANS, Query, Ranking
 from revisionllm.interop.common import (
     Found,
     duration_of,
@@ -41,7 +42,14 @@ QUERY_FIELDS = ("qid", "query", "duration", "vid", "relevant_windows")
 
 def read_queries(path: Path) -> Found[Query]:
     """Read annotations, one query or (VidChapters training) one video per line."""
-    return parse_lines(path, _queries)
+    queries, problems = parse_lines(path, _queries)
+    if any(query.labelled for query in queries):  # then one without windows lacks them
+        lacking = [query for query in queries if not query.labelled]
+        problems += [
+            Problem(str(path), 0, f"query {query.qid}: no relevant_windows") for query in lacking
+        ]
+        queries = [query for query in queries if query.labelled]
+    return queries, problems
 
 
 def _queries(record: Any) -> Query | list[Query]:
@@ -53,14 +61,15 @@ def _queries(record: Any) -> Query | list[Query]:
         query=field(record, "query", str),
         duration_s=number_field(record, "duration"),
         spans=_true_spans(record),
+        labelled="relevant_windows" in record,
         extra=the_rest(record, *QUERY_FIELDS),
     )
 
 
-def _true_spans(record: dict[str, Any]) -> np.ndarray | None:
-    """The true spans; None in the test file, which keeps them back."""
+def _true_spans(record: dict[str, Any]) -> np.ndarray:
+    """The true spans; none in the test file, which keeps them back."""
     if "relevant_windows" not in record:
-        return None
+        return NO_SPANS
     return span_rows(record["relevant_windows"], "relevant_windows")
 
 
@@ -86,7 +95,7 @@ def write_queries(path: Path, queries: Sequence[Query]) -> None:
                 "duration": duration_of(query, "qvhighlights"),
                 "vid": query.vid,
             }
-            | ({} if query.spans is None else {"relevant_windows": query.spans.tolist()})
+            | ({"relevant_windows": query.spans.tolist()} if query.labelled else {})
             | {k: v for k, v in query.extra.items() if k in KEPT_FIELDS}
             for query in queries
         ),

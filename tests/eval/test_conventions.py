@@ -305,3 +305,13 @@ def test_released_chapters_logs_need_their_windows(tmp_path, capsys):
     assert "--window_s and --frames_per_window" in capsys.readouterr().err
     assert main([*argv, "--window_s", "500", "--frames_per_window", "100"]) == 0
     assert "R1@0.7: 100.00" in capsys.readouterr().out
+
+
+def test_one_query_without_windows_among_others_lacks_them(tmp_path, capsys):
+    row = {"qid": 1, "query": "q", "vid": "v", "duration": 9}
+    rows = [row | {"relevant_windows": [[0, 5]]}, row | {"qid": 2}]
+    (tmp_path / "gt.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "p.jsonl").write_text('{"query_id": "1", "predicted_times": [[0, 5]]}\n')
+    argv = ["eval", "score", str(tmp_path / "p.jsonl"), str(tmp_path / "gt.jsonl")]
+    assert main(argv) == 2
+    assert "query 2: no relevant_windows" in capsys.readouterr().err

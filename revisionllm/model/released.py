@@ -79,11 +79,16 @@ class AdapterWeights:
         hidden_size, feature_dim = self.tensors[name].shape
         has_norm = any(key.startswith(NORM) for key in self.tensors)
         output = "frames" if self.kind == "linear" else "segment"
+        # the legacy encoder has no text-to-video layers
+        without_text = self.kind == "clip" and not any(
+            key.startswith("t2v_encoder.") for key in self.tensors
+        )
         return AdapterConfig(
             kind=self.kind,
             feature_dim=feature_dim,
             hidden_size=hidden_size,
             output="alternate" if has_norm and stage == "long" else output,
+            options={"num_text_layers": 0} if without_text else {},
         )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
-from model_assets import dense_images, numbers, query, released, segment_images
+from model_assets import ASSETS, dense_images, numbers, query, released, segment_images
 
-from revisionllm.model.clip_adapter import sine_positions
+from revisionllm.model.clip_adapter import ClipAdapter, sine_positions
+from revisionllm.model.loading import load_model
 
 TOLERANCE = 1e-5
 
@@ -82,3 +85,21 @@ def test_100_segments(adapter, expected):
 def test_bf16_checkpoint_read_in_float32(expected):
     adapter = released("ckpt_sparse", stage="sparse").projector
     close(adapter(dense_images()[:, :100], *words(3)), expected["sparse_cls_b3_len100"])
+
+
+@torch.no_grad()
+def test_the_legacy_encoder_without_text_layers(adapter, tmp_path):
+    """28 tensors instead of 52; the sentence is not looked at."""
+    shutil.copytree(ASSETS / "ckpt_stage2_cls", tmp_path / "x")
+    path = tmp_path / "x" / "non_lora_trainables.bin"
+    path.chmod(0o644)
+    tensors = torch.load(path, weights_only=True)
+    kept = {key: tensor.clone() for key, tensor in tensors.items() if "t2v_encoder" not in key}
+    assert len(kept) == 28
+    torch.save(kept, path)
+    base = str(ASSETS / "ckpt_base")
+    model = load_model(tmp_path / "x", base=base, stage="long", device="cpu", dtype="float32")
+    assert model.config.adapter.options["num_text_layers"] == 0
+    plain = ClipAdapter(768, 64, num_text_layers=0).eval()
+    plain.load_state_dict({k: t for k, t in adapter.state_dict().items() if "t2v_" not in k})
+    close(model.projector(dense_images(), *words(3)), plain(dense_images(), *words(3)))

@@ -31,12 +31,20 @@ from revisionllm.eval.film_search import EvalFilm, EvalQuery, FilmSearcher
 from revisionllm.eval.metrics import iou_table, paired_difference
 from revisionllm.eval.plans import DEFAULT_KEEP, film_plans
 from revisionllm.files import read_json, write_json
-from revisionllm.grounding.cost import VICUNA_7B, ModelShape, choose_plan, count_plan
+from revisionllm.grounding.cost import (
+    SPEEDS_FILE,
+    VICUNA_7B,
+    ModelShape,
+    choose_plan,
+    count_plan,
+    device_speeds,
+)
 from revisionllm.model.config import RunConfig
 from revisionllm.options import Parser
 
 FIRST_SEED = 3000  # no film of training, validation, quickstart or README has it
 QUERY_COUNTS = (1, 20, 200)
+SECONDS_COUNTS = (1, 10, 40)
 LONG_SIZES = (100, 33)
 
 
@@ -254,18 +262,16 @@ def run_count(args: argparse.Namespace) -> dict:
 
 
 def run_seconds(args: argparse.Namespace) -> dict:
-    """Seconds per TFLOP of a plan's parts on this device, with the demo's weights.
+    """Time of every plan with the demo's weights, and the seconds per TFLOP of a plan's parts.
 
     Prefixes and questions: every window asked by 1 and by 40 queries, two equations. Adapter and
     cosine: timed alone. Long questions: what is left of a search through the long levels.
     """
-    import torch
-
     from revisionllm.grounder import DEFAULT_LONG_RUNS, Grounder
-    from revisionllm.grounding.cost import PlanCost, device_speeds
-    from revisionllm.grounding.scores import frame_cosines
 
-    grounder = Grounder.from_checkpoint(args.checkpoint, long_runs=DEFAULT_LONG_RUNS)
+    grounder = Grounder.from_checkpoint(
+        args.checkpoint, long_runs=DEFAULT_LONG_RUNS, device=args.device
+    )
     film, queries = judged_film(
         0,
         args.film_minutes,
@@ -277,58 +283,81 @@ def run_seconds(args: argparse.Namespace) -> dict:
         all_features=True,
     )
     plans = {plan.name: plan for plan in grounder.plans(film.duration_s)}
-    shape, found, rows = grounder._shape, {}, []
+    runs = {
+        (name, count): _timed_search(grounder, plan, film, queries[:count])
+        for name, plan in plans.items()
+        for count in SECONDS_COUNTS
+    }
+    print("| plan | " + " | ".join(f"{count} queries" for count in SECONDS_COUNTS) + " |")
+    print("|" + "---|" * (1 + len(SECONDS_COUNTS)))
+    for name in plans:
+        cells = [f"{runs[name, count][0]:.1f}" for count in SECONDS_COUNTS]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    found = _speeds(grounder, plans, runs, film, queries)
+    device = grounder.model.device.type
+    print(f"{device}: {found} (before: {device_speeds(device)})")
+    if args.write:
+        write_json(SPEEDS_FILE, read_json(SPEEDS_FILE) | {device: found})
+    seconds = [
+        {"plan": name, "queries": count, "seconds": spent}
+        for (name, count), (spent, *_) in runs.items()
+    ]
+    return {"device": device, "speeds": found, "rows": seconds}
 
-    def run(plan, count: int) -> tuple[float, PlanCost, list]:
-        searcher = FilmSearcher(
-            plan.levels,
-            grounder.engines,
-            "",
-            {"calibration": grounder.calibration} | {"order": plan.order},
-        )
-        unkept = EvalFilm(film.vid, film.rows, film.feature_fps, film.duration_s)
-        started = time.perf_counter()
-        answers = searcher.ground(unkept, queries[:count])
-        spent = time.perf_counter() - started
-        common = {"duration_s": film.duration_s, "feature_fps": film.feature_fps}
-        cost = count_plan(plan, shape, num_queries=count, **common)
-        rows.append({"plan": plan.name, "queries": count, "seconds": spent, "work": cost.flops})
-        print(f"{plan.name}, {count} queries: {spent:.2f} s", file=sys.stderr)
-        return spent, cost, answers
 
-    one, few, _ = run(plans["exhaustive"], 1)
-    all_s, many, _ = run(plans["exhaustive"], len(queries))
-    tera = {name: (few.flops[name] / 1e12, many.flops[name] / 1e12) for name in few.flops}
-    found["question"] = (all_s - one) / (tera["question"][1] - tera["question"][0])
-    found["prefix"] = (one - found["question"] * tera["question"][0]) / tera["prefix"][0]
+def _timed_search(grounder, plan, film: EvalFilm, queries: list[EvalQuery]) -> tuple:
+    """Seconds, counted work and predictions of one search, of which nothing is kept."""
+    options = {"calibration": grounder.calibration, "order": plan.order}
+    searcher = FilmSearcher(plan.levels, grounder.engines, "", options)
+    unkept = EvalFilm(film.vid, film.rows, film.feature_fps, film.duration_s)
+    started = time.perf_counter()
+    answers = searcher.ground(unkept, queries)
+    spent = time.perf_counter() - started
+    print(f"{plan.name}, {len(queries)} queries: {spent:.2f} s", file=sys.stderr)
+    cost = count_plan(
+        plan,
+        grounder._shape,
+        duration_s=film.duration_s,
+        num_queries=len(queries),
+        feature_fps=film.feature_fps,
+    )
+    return spent, cost.flops, answers
+
+
+def _speeds(grounder, plans: dict, runs: dict, film: EvalFilm, queries: list) -> dict[str, float]:
+    """Seconds per TFLOP of each part, out of the runs of `run_seconds`."""
+    import torch
+
+    from revisionllm.grounding.scores import frame_cosines
+
+    shape, found = grounder._shape, {}
+    one, few, _ = runs["exhaustive", 1]
+    whole, many, _ = runs["exhaustive", len(queries)]
+    found["question"] = (whole - one) / (many["question"] - few["question"]) * 1e12
+    found["prefix"] = (one - found["question"] * few["question"] / 1e12) / few["prefix"] * 1e12
 
     long_model = next(e for name, e in grounder.engines.items() if name != "dense").model
     config = long_model.config
     frames = torch.randn(1, 148, config.frames_per_window, config.adapter.feature_dim)
     words = torch.randn(1, 10, config.adapter.feature_dim)
-    with torch.inference_mode():
-        spent = _timed(lambda: long_model.embed_frames(frames, words, output="segment"))
-    found["adapter"] = spent / (148 * shape.adapter_flops / 1e12)
+    place = long_model.device
+    frames, words = frames.to(place), words.to(place)
+    with torch.inference_mode():  # to the CPU: only then is it done
+        spent = _timed(lambda: long_model.embed_frames(frames, words, output="segment").cpu())
+    found["adapter"] = spent / (148 * shape.adapter_flops) * 1e12
     features = np.stack([query.feature for query in queries])
     spent = _timed(lambda: frame_cosines(film.rows, features))
-    found["cosine"] = spent / (2 * film.rows.size * len(queries) / 1e12)
+    found["cosine"] = spent / (2 * film.rows.size * len(queries)) * 1e12
 
     name = next(name for name in plans if name.startswith("long"))
-    spent, cost, answers = run(plans[name], len(queries))
+    spent, flops, answers = runs[name, len(queries)]
     visits = sum(answer.cost.dense_windows for answer in answers)
     windows = {window.index for answer in answers for window in answer.windows}
-    known = found["prefix"] * shape.llm_flops(len(windows) * shape.prefix_tokens) / 1e12
-    known += found["question"] * shape.llm_flops(visits * shape.question_tokens) / 1e12
-    known += found["adapter"] * cost.flops["adapter"] / 1e12
-    found["long"] = max(0.0, spent - known) / (cost.flops["long"] / 1e12)
-
-    device = grounder.model.device.type
-    before, found = device_speeds(device), {k: float(f"{v:.3g}") for k, v in sorted(found.items())}
-    print(f"{device}: {found} (before: {before})")
-    if args.write:
-        path = Path(__file__).parents[1] / "revisionllm" / "grounding" / "speeds.json"
-        write_json(path, read_json(path) | {device: found})
-    return {"device": device, "speeds": found, "rows": rows}
+    known = found["prefix"] * shape.llm_flops(len(windows) * shape.prefix_tokens)
+    known += found["question"] * shape.llm_flops(visits * shape.question_tokens)
+    known += found["adapter"] * flops["adapter"]
+    found["long"] = max(0.0, spent * 1e12 - known) / flops["long"]
+    return {part: float(f"{value:.3g}") for part, value in sorted(found.items())}
 
 
 def _timed(work) -> float:
@@ -372,8 +401,12 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     def work() -> int:
-        kinds = {"accuracy": run_accuracy, "length": run_length, "count": run_count}
-        kinds["seconds"] = run_seconds
+        kinds = {
+            "accuracy": run_accuracy,
+            "length": run_length,
+            "count": run_count,
+            "seconds": run_seconds,
+        }
         result = kinds[args.what](args)
         args.out.mkdir(parents=True, exist_ok=True)
         path = args.out / f"{args.what}.json"

@@ -31,6 +31,7 @@ _OURS = re.compile(
     rb'|"format": "revisionllm-'
 )
 _LOOK_BYTES = 2**16
+_DIGEST_BYTES = 2**22
 # .NAME.HOST-PID.tmp; older versions left HOST out
 _TEMPORARY = re.compile(r"\.(?:(?P<host>[^.]*)-)?(?P<pid>\d+)\.tmp")
 
@@ -303,6 +304,21 @@ def is_same(path: str | os.PathLike, other: str | os.PathLike) -> bool:
         return os.path.realpath(path) == os.path.realpath(other)
 
 
+def sha256_of(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, which is never in memory as a whole."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_DIGEST_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def json_digest(value: Any) -> str:
+    """32 hexadecimal digits of anything that JSON can hold; other things count by their text."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
 def write_noted(path: str | os.PathLike, text: str) -> None:
     """Write a file whose format cannot say what made it, and a note beside it that does."""
     write_text(path, text)
@@ -320,7 +336,7 @@ def is_ours(path: str | os.PathLike) -> bool:
     try:
         if _note_of(path).is_file() and is_ours(_note_of(path)):
             noted = parse_json(_note_of(path).read_bytes()).get("sha256")
-            return noted == hashlib.sha256(path.read_bytes()).hexdigest()
+            return noted == sha256_of(path)
         with open(path, "rb") as file:
             head = file.read(_LOOK_BYTES)
             file.seek(max(0, os.fstat(file.fileno()).st_size - _LOOK_BYTES))

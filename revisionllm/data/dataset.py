@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from revisionllm.data.annotations import Annotation, read_annotations, require_good
 from revisionllm.data.conversations import question_text
-from revisionllm.data.feature_store import FeatureStore, open_features
+from revisionllm.data.feature_store import CONTENTS, FeatureStore, open_features
 from revisionllm.data.lmdb_records import LmdbRecords, read_query
 from revisionllm.data.queries import query_rows
 from revisionllm.data.samples import (
@@ -41,6 +41,7 @@ from revisionllm.data.samples import (
 )
 from revisionllm.data.video_centric import film_plans
 from revisionllm.errors import UserError
+from revisionllm.files import sha256_of
 from revisionllm.grounding.windows import frame_feature_indices
 
 log = logging.getLogger(__name__)
@@ -141,9 +142,11 @@ class GroundingDataset:
         """Digests of what is read: annotations by content, features by shape and description."""
         annotations, features = hashlib.sha256(), hashlib.sha256()
         for path in self.annotation_files:
-            annotations.update(hashlib.sha256(path.read_bytes()).digest())
+            annotations.update(bytes.fromhex(sha256_of(path)))
         for video_id in sorted(self._num_features):
-            about = [video_id, self._store.shape(video_id), self._store.metadata(video_id)]
+            # a film that was touched or copied is the same film
+            told = {k: v for k, v in self._store.metadata(video_id).items() if k != CONTENTS}
+            about = [video_id, self._store.shape(video_id), told]
             features.update(json.dumps(about, sort_keys=True, default=list).encode())
         return {"annotations": annotations.hexdigest(), "features": features.hexdigest()}
 

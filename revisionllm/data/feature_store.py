@@ -37,6 +37,7 @@ ROWS_PER_READ = 4096  # when all rows are checked
 RATES = RANGES["feature_fps"]
 
 DIGEST = "sha256_of_rows"  # name of a description's digest, see `RowsDigest`
+CONTENTS = "video_contents"  # of the film's own digest and time of change
 
 
 class RowsDigest:

@@ -8,7 +8,6 @@ cleared.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from revisionllm.errors import UserError
-from revisionllm.files import BadRecord, lock_file, parse_json
+from revisionllm.files import BadRecord, json_digest, lock_file, parse_json
 from revisionllm.grounding.levels import Question, SpanCandidate, WindowAnswer
 
 # So many questions a piece: minutes of a 7B model, and enough that packing loses nothing.
@@ -44,7 +43,7 @@ class AnswerLog:
 
     def start_batch(self, film_key: Any, qids: Sequence[str]) -> None:
         """Begin, or go on with, a batch of queries about one film."""
-        self._batch = _digest([self._made_with, film_key, list(qids)])
+        self._batch = json_digest([self._made_with, film_key, list(qids)])
         self._known = []
         if not self.path.is_file():
             return
@@ -76,7 +75,8 @@ class AnswerLog:
         for first in range(0, len(order), PIECE_QUESTIONS):
             places = order[first : first + PIECE_QUESTIONS]
             piece = [questions[place] for place in places]
-            digest = _digest([level, [[q.query, q.repeat, *map(str, q.windows)] for q in piece]])
+            asked = [[q.query, q.repeat, *map(str, q.windows)] for q in piece]
+            digest = json_digest([level, asked])
             if self._known and self._known[0].get("questions") == digest:
                 known = self._known.pop(0)
                 found, spared = _answers(known, self.path), spared + known["tokens"]
@@ -126,7 +126,3 @@ def _answers(piece: dict[str, Any], path: Path) -> list[WindowAnswer]:
         ]
     except (TypeError, KeyError) as error:
         raise UserError(f"{path} is damaged; remove it, its answers are asked for again") from error
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]

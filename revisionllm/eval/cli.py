@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from revisionllm.errors import UserError
 from revisionllm.files import MADE_BY, claim_outputs, write_bytes, write_json, write_text
-from revisionllm.interop.cli import add_log_arguments
+from revisionllm.interop.cli import add_log_arguments, log_arithmetic
 
 if TYPE_CHECKING:
     from revisionllm.eval.jsonl import Problem
@@ -105,7 +105,6 @@ def load(path: str, args: argparse.Namespace, pred_format: str | None = None) ->
     """Read one run's predictions (and the ground truth) and score them."""
     from revisionllm.eval.conventions import CONVENTIONS
     from revisionllm.eval.scoring import Accounting, queries_from, score
-    from revisionllm.interop.cli import log_arithmetic
     from revisionllm.interop.formats import read_queries, read_rankings
 
     accounting = Accounting()

@@ -16,11 +16,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from revisionllm.errors import UserError
-from revisionllm.eval.detection import area_under, merge_spans
+from revisionllm.eval.detection import (
+    MAP_MAX_PREDICTIONS,
+    MAP_THRESHOLDS,
+    area_under,
+    matches,
+    merge_spans,
+    shared_seconds,
+)
 from revisionllm.eval.rankings import Query, Ranking
+from revisionllm.grounding.scores import span_iou
 
 Pairs = Sequence[tuple[Query, Ranking]]
-MAP_THRESHOLDS = np.round(np.arange(0.5, 0.96, 0.05), 2)
 LONGEST_TRUE_S = 1500.0  # lighthouse's one range of event lengths is (0, 1500]
 CLIP_S = 2.0  # of QVHighlights' saliency
 AUC_THRESHOLDS = np.linspace(0, 1, 101)
@@ -52,25 +59,14 @@ class Convention:
 
     def iou(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """IoU [...] of spans [..., 2] as the peer has it, float64."""
-        if self.float32:
-            first, second = np.float32(first), np.float32(second)
-        found = _hull_iou(first, second, self.added_to_union)
+        dtype = np.float32 if self.float32 else np.float64
+        found = span_iou(first, second, dtype=dtype, added=self.added_to_union)
         return np.float64(found if self.decimals is None else np.round(found, self.decimals))
 
     def limits(self, thresholds: Sequence[float]) -> np.ndarray:
         """The thresholds [T] that IoU is held against, float64."""
         limits = np.asarray(thresholds, np.float64)
         return np.float64(np.float32(limits)) if self.float32 else limits
-
-
-def _hull_iou(first: np.ndarray, second: np.ndarray, added: float = 0.0) -> np.ndarray:
-    """Intersection over hull in the arrays' own precision; 0 where the hull is empty."""
-    shared = np.minimum(first[..., 1], second[..., 1]) - np.maximum(first[..., 0], second[..., 0])
-    hull = np.maximum(first[..., 1], second[..., 1]) - np.minimum(first[..., 0], second[..., 0])
-    shared = np.maximum(shared, shared.dtype.type(0))
-    return np.divide(
-        shared, hull + hull.dtype.type(added), out=np.zeros_like(shared), where=hull > 0
-    )
 
 
 def _sum_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -94,14 +90,14 @@ def _first_spans(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
 
 def _timelens(pairs: Pairs) -> dict[str, float]:
     answers, truth = _first_spans(pairs)
-    ious = np.nan_to_num(_hull_iou(answers, truth))
+    ious = span_iou(answers, truth)
     found = {f"R1@{limit}": _percent(ious >= limit) for limit in (0.3, 0.5, 0.7)}
     return found | {"mIoU": _percent(ious)}
 
 
 def _nlq(pairs: Pairs) -> dict[str, float]:
     found = {}
-    ious = [_hull_iou(answer.spans, query.spans[:1]) for query, answer in pairs]
+    ious = [span_iou(answer.spans, query.spans[:1]) for query, answer in pairs]
     for rank in (1, 5):
         for limit in (0.3, 0.5):
             found[f"R{rank}@{limit}"] = _percent([(row[:rank] > limit).any() for row in ious])
@@ -110,7 +106,7 @@ def _nlq(pairs: Pairs) -> dict[str, float]:
 
 def _vidchapters(pairs: Pairs) -> dict[str, float]:
     answers, truth = _first_spans(pairs)
-    ious = np.nan_to_num(_hull_iou(answers, truth, added=1e-8))
+    ious = span_iou(answers, truth, added=1e-8)
     found = {f"R1@{limit}": _percent(ious > limit) for limit in (0.3, 0.5, 0.7, 0.9)}
     apart_s = np.abs(answers[:, 0] - truth[:, 0])
     return found | {f"R@{limit}s": _percent(apart_s < limit) for limit in (1, 3, 5, 10)}
@@ -131,9 +127,7 @@ def _unitime(pairs: Pairs) -> dict[str, float]:
 
 def _unitime_iou(answer: np.ndarray, truth: np.ndarray) -> np.float32:
     answer, truth = answer.astype(np.float32), truth.astype(np.float32)
-    starts = np.maximum(answer[:, None, 0], truth[None, :, 0])
-    ends = np.minimum(answer[:, None, 1], truth[None, :, 1])
-    shared = np.maximum(ends - starts, np.float32(0)).sum()
+    shared = shared_seconds(answer, truth)
     lengths = (answer[:, 1] - answer[:, 0]).sum() + (truth[:, 1] - truth[:, 0]).sum()
     union = lengths - shared
     return np.float32(shared / union) if union != 0 else np.float32(0)
@@ -164,29 +158,17 @@ def _first_with_best(answer: Ranking, truth: np.ndarray) -> float:
     if not len(answer.spans):
         return 0.0
     first = answer.spans[:1]
-    return float(_hull_iou(first, truth[[int(np.argmax(_sum_iou(first, truth)))]])[0])
+    return float(span_iou(first, truth[[int(np.argmax(_sum_iou(first, truth)))]])[0])
 
 
 def _last_of_equals_ap(answer: Ranking, truth: np.ndarray) -> np.ndarray:
     """Average precision at each threshold; of true spans that overlap alike the last one counts."""
-    spans = answer.spans[:10]
+    spans = answer.spans[:MAP_MAX_PREDICTIONS]
     if answer.scores is not None:
-        spans = spans[np.argsort(-answer.scores[:10], kind="stable")]
-    ious = _sum_iou(spans[:, None], truth[None])
-    return np.array([area_under(_taken(ious, limit), len(truth)) for limit in MAP_THRESHOLDS])
-
-
-def _taken(ious: np.ndarray, limit: float) -> np.ndarray:
-    taken = np.zeros(ious.shape[1], bool)
-    matched = np.zeros(len(ious), bool)
-    for rank, row in enumerate(ious):
-        for place in np.argsort(row, kind="stable")[::-1]:  # NaN, of two empty spans, comes first
-            if row[place] < limit:
-                break
-            if not taken[place]:
-                taken[place] = matched[rank] = True
-                break
-    return matched
+        spans = spans[np.argsort(-answer.scores[:MAP_MAX_PREDICTIONS], kind="stable")]
+    # `matches` takes the first of equals; NaN, of two empty spans, is more than any limit
+    ious = np.nan_to_num(_sum_iou(spans[:, None], truth[None]), nan=np.inf)[:, ::-1]
+    return np.array([area_under(matches(ious, limit), len(truth)) for limit in MAP_THRESHOLDS])
 
 
 def _highlights(pairs: Pairs) -> dict[str, float]:
@@ -278,8 +260,7 @@ def _vue_iou(rows: np.ndarray, truth: np.ndarray) -> float:
     if not len(truth):
         return float(not len(rows))
     merged = merge_spans(rows[rows[:, 0] <= rows[:, 1]])
-    starts = np.maximum(merged[:, None, 0], truth[None, :, 0])
-    shared = np.maximum(np.minimum(merged[:, None, 1], truth[None, :, 1]) - starts, 0.0).sum()
+    shared = shared_seconds(merged, truth)
     union = np.diff(merged).sum() + np.diff(truth).sum() - shared
     return float(np.clip(shared / (union + 1e-16), 0.0, 1.0))
 

@@ -33,11 +33,15 @@ def average_precision(
     if not len(predicted):
         return np.zeros(len(thresholds))
     ious = span_iou(predicted[:, None], truth[None])
-    return np.array([area_under(_matches(ious, limit), len(truth)) for limit in thresholds])
+    return np.array([area_under(matches(ious, limit), len(truth)) for limit in thresholds])
 
 
-def _matches(ious: np.ndarray, threshold: float) -> np.ndarray:
-    """Which predictions take a true span that no better-ranked one took; bool [n]."""
+def matches(ious: np.ndarray, threshold: float) -> np.ndarray:
+    """Which predictions take a true span that no better-ranked one took; bool [n].
+
+    Args:
+        ious: [n, m], best prediction first; of equally overlapped true spans the first is taken.
+    """
     taken = np.zeros(ious.shape[1], bool)
     matched = np.zeros(len(ious), bool)
     for rank, row in enumerate(ious):
@@ -99,12 +103,17 @@ def merge_spans(spans: np.ndarray) -> np.ndarray:
     return np.array(merged).reshape(-1, 2)
 
 
+def shared_seconds(first: np.ndarray, second: np.ndarray) -> float:
+    """Seconds shared by each span of [n, 2] with each of [m, 2], added up."""
+    starts = np.maximum(first[:, None, 0], second[None, :, 0])
+    ends = np.minimum(first[:, None, 1], second[None, :, 1])
+    return np.maximum(ends - starts, starts.dtype.type(0)).sum()
+
+
 def set_iou(first: np.ndarray, second: np.ndarray) -> float:
     """IoU of the seconds covered by two sets of spans ([n, 2], [m, 2]); 0 if both are empty."""
     first, second = merge_spans(first), merge_spans(second)
-    starts = np.maximum(first[:, None, 0], second[None, :, 0])
-    ends = np.minimum(first[:, None, 1], second[None, :, 1])
-    overlap = np.maximum(ends - starts, 0.0).sum()
+    overlap = shared_seconds(first, second)
     union = (first[:, 1] - first[:, 0]).sum() + (second[:, 1] - second[:, 0]).sum() - overlap
     return float(overlap / union) if union > 0 else 0.0
 

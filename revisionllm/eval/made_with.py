@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revisionllm.errors import UserError
-from revisionllm.files import MADE_BY, read_json, write_json
+from revisionllm.files import MADE_BY, json_digest, read_json, write_json
+from revisionllm.grounding.cost import SPEEDS_FILE
 
 if TYPE_CHECKING:
     from revisionllm.data.annotations import Annotation
     from revisionllm.eval.predictions import Prediction
 
 NAME = "made_with.json"
-SPEEDS = Path(__file__).parents[1] / "grounding" / "speeds.json"
 # Flags that change no answer (queries, batches and devices: none but their last digits), or that
 # are told by contents instead.
 FREE = (
@@ -32,17 +32,21 @@ FREE = (
 )
 
 
+def source_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say of a published --checkpoint, as overrides of `load_model`."""
+    given = {name: getattr(args, name) for name in ("base", "adapter_file", "stage")}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def made_with(args: argparse.Namespace) -> dict[str, str]:
     """What the answers of a predicting command depend on, besides the queries: name -> value.
 
     Raises:
         UserError: a run is missing.
     """
-    from revisionllm.model.fingerprints import digest, run_fingerprint
+    from revisionllm.model.fingerprints import run_fingerprint
 
-    given = {name: getattr(args, name) for name in ("base", "adapter_file", "stage")}
-    given = {name: value for name, value in given.items() if value is not None}
-    runs = {"--checkpoint": run_fingerprint(args.checkpoint, **given)}
+    runs = {"--checkpoint": run_fingerprint(args.checkpoint, **source_flags(args))}
     for number, path in enumerate(getattr(args, "long", None) or [], start=1):
         runs[f"--long {number}"] = run_fingerprint(path)
     found = {
@@ -55,9 +59,9 @@ def made_with(args: argparse.Namespace) -> dict[str, str]:
         value = "field" if (name, value) == ("convention", "ours") else value  # its older name
         found[f"--{name}"] = str(Path(value).resolve()) if is_path else str(value)
     if getattr(args, "plan", None) == "auto":  # the table decides which plan is taken
-        found["speeds of plans"] = digest(read_json(SPEEDS))
+        found["speeds of plans"] = json_digest(read_json(SPEEDS_FILE))
     if getattr(args, "grounding_path", None):
-        found["--grounding_path"] = digest(_dense_record(args.grounding_path, args.data_path))
+        found["--grounding_path"] = json_digest(_dense_record(args.grounding_path, args.data_path))
     return found
 
 

@@ -24,6 +24,7 @@ from revisionllm.eval.made_with import (
     check_same,
     made_with,
     own_folder,
+    source_flags,
     write_made_with,
 )
 from revisionllm.eval.predictions import PredictionWriter, merge_shards, read_predictions
@@ -133,12 +134,12 @@ def predict_all(
         UserError: something is missing or contradicts itself.
     """
     _take_shard_from(os.environ, args)
-    films = films_of(args)
+    annotations = annotations_of(args)
+    films = by_film(annotations[: args.limit])
     count = args.num_shards or _num_gpus(args.device)
     if args.shard is not None and not 0 <= args.shard < count:
         raise UserError(f"--shard {args.shard} is not in 0..{count - 1}; give --num_shards too")
     _check_checkpoint(args)
-    made = made_with(args)
     folder = output_folder(args, defaults.stage)
     shards = [folder / f"shard-{number}-of-{count}.jsonl" for number in range(count)]
     others = sorted(set(folder.glob("shard-*-of-*.jsonl")) - set(shards))
@@ -151,7 +152,7 @@ def predict_all(
         _start_shards(count, script, argv)
     else:
         number = args.shard or 0
-        _predict_shard(args, films, films[number::count], shards[number], made, make_searcher)
+        _predict_shard(args, annotations, films[number::count], shards[number], make_searcher)
     return _merge(shards, folder, {a.query_id for _, asked in films for a in asked})
 
 
@@ -171,8 +172,8 @@ def _take_shard_from(environment: Mapping[str, str], args: argparse.Namespace) -
                 args.device = f"cuda:{local}"
 
 
-def films_of(args: argparse.Namespace, *, limit: bool = True) -> list[tuple[str, list[Annotation]]]:
-    """Annotations by film, in file order; the first --limit of them."""
+def annotations_of(args: argparse.Namespace) -> list[Annotation]:
+    """All annotations of --data_path, in file order; --limit cuts them afterwards."""
     from revisionllm.data.annotations import read_annotations, require_good
 
     annotations: list[Annotation] = []
@@ -185,8 +186,13 @@ def films_of(args: argparse.Namespace, *, limit: bool = True) -> list[tuple[str,
     twice = [key for key, count in Counter(a.query_id for a in annotations).items() if count > 1]
     if twice:
         raise UserError(f"query {twice[0]!r} is in more than one of {', '.join(args.data_path)}")
+    return annotations
+
+
+def by_film(annotations: Sequence[Annotation]) -> list[tuple[str, list[Annotation]]]:
+    """Annotations by film, in file order."""
     films: dict[str, list[Annotation]] = {}
-    for annotation in annotations[: args.limit if limit else None]:
+    for annotation in annotations:
         films.setdefault(annotation.video_id, []).append(annotation)
     return list(films.items())
 
@@ -233,15 +239,15 @@ def _visible_gpu(number: int) -> str:
     return names[number % len(names)] if names else str(number)
 
 
-def _predict_shard(args, all_films, films, path: Path, made, make_searcher) -> None:
+def _predict_shard(args, annotations, films, path: Path, make_searcher) -> None:
     """Answer what the shard's file does not answer yet; writes nothing before all is loaded."""
     from revisionllm.eval.answer_log import AnswerLog
 
+    made = made_with(args)
     found = read_predictions(path) if path.is_file() else []
     check_same(path.parent, made, has_answers=bool(found))
-    # --limit may have been wider before
-    every = films_of(args, limit=False) if found and args.limit is not None else all_films
-    check_queries(path, found, {a.query_id: a for _, asked in every for a in asked})
+    # of all annotations: --limit may have been wider before
+    check_queries(path, found, {annotation.query_id: annotation for annotation in annotations})
     done = {p.qid for p in found if p.status == "ok" or not args.retry_failed}
     wanted = {a.query_id for _, asked in films for a in asked}
     prepared = _prepare(args, films, make_searcher) if wanted - done else None
@@ -458,9 +464,8 @@ def load_run(args: argparse.Namespace):
     """The model that the flags name. Raises UserError if it is missing or incomplete."""
     from revisionllm.model.loading import load_model
 
-    given = {name: getattr(args, name) for name in ("base", "adapter_file", "stage")}
-    overrides = {name: value for name, value in given.items() if value is not None}
-    model = load_model(args.checkpoint, device=args.device, dtype=args.dtype, **overrides)
+    flags = source_flags(args)
+    model = load_model(args.checkpoint, device=args.device, dtype=args.dtype, **flags)
     keep_norm = (
         args.convention != "released" if args.alternate_norm is None else args.alternate_norm
     )

@@ -98,7 +98,8 @@ def ranking_from_record(record: Any) -> Ranking:
 
 
 def _answered(record: dict[str, Any], qid: str, gt: np.ndarray | None) -> Ranking:
-    array, num_reversed = _span_fields(record.get("moments"), "moments", MOMENT_FIELDS, 3)
+    rows = _span_fields(record.get("moments"), "moments", MOMENT_FIELDS)
+    array, num_reversed = predicted_rows(rows, "moments", width=3)
     windows, found = record.get("windows"), record.get("found")
     if not isinstance(found, bool):
         raise BadRecord("field 'found' must be true or false")
@@ -114,7 +115,7 @@ def _answered(record: dict[str, Any], qid: str, gt: np.ndarray | None) -> Rankin
         reason=optional_text(record, "reason"),
         gt=gt,
         cost=_cost_fields(record.get("cost")),
-        windows=None if windows is None else _span_fields(windows, "windows", WINDOW_FIELDS, 2)[0],
+        windows=None if windows is None else _window_rows(windows),
         num_reversed=num_reversed,
     )
 
@@ -134,16 +135,19 @@ def _cost_fields(cost: Any) -> dict[str, float] | None:
     return {name: number_field(cost, name) for name in Cost.__slots__ if name in cost}
 
 
+def _window_rows(windows: Any) -> np.ndarray:
+    return span_rows(_span_fields(windows, "windows", WINDOW_FIELDS), "windows")
+
+
 def _span_fields(
-    objects: Any, what: str, fields: Callable[[Any], tuple[Any, ...]], width: int
-) -> tuple[np.ndarray, int]:
+    objects: Any, what: str, fields: Callable[[Any], tuple[Any, ...]]
+) -> list[tuple[Any, ...]]:
     if not isinstance(objects, list):
         raise BadRecord(f"field {what!r} must be a list")
     try:
-        rows = list(map(fields, objects))
+        return list(map(fields, objects))
     except (KeyError, TypeError, IndexError) as error:
         raise BadRecord(f"one of the {what} lacks start_s, end_s or score") from error
-    return predicted_rows(rows, what, width=width)
 
 
 def read_own_rankings(path: str | Path) -> tuple[list[Ranking], list[Problem]]:

@@ -268,12 +268,19 @@ def predict_released(args, stage: str, make_log: Callable[..., dict[str, Any]]) 
 
     from revisionllm.data.feature_store import open_features
     from revisionllm.eval.made_with import check_same, made_with, write_made_with
-    from revisionllm.eval.prediction_run import FeatureSource, films_of, load_run, output_folder
+    from revisionllm.eval.prediction_run import (
+        FeatureSource,
+        annotations_of,
+        by_film,
+        load_run,
+        output_folder,
+    )
     from revisionllm.eval.predictions import cut_torn_line
     from revisionllm.eval.released import read_logs
 
     shard, count = args.shard or 0, args.num_shards or 1
-    films, every = films_of(args)[shard::count], films_of(args, limit=False)
+    annotations = annotations_of(args)
+    films = by_film(annotations[: args.limit])[shard::count]
     made = made_with(args)
     folder = output_folder(args, f"{stage}_released")
     path = folder / f"predictions_streaming_{shard}.txt"
@@ -289,7 +296,7 @@ def predict_released(args, stage: str, make_log: Callable[..., dict[str, Any]]) 
         if cut_torn_line(path):
             print(f"{path}: dropped a torn last line", file=sys.stderr)
         done = {row.query_id for row in read_logs([path])[0]}
-        others = done - {a.query_id for _, asked in every for a in asked}
+        others = done - {annotation.query_id for annotation in annotations}
         if others:
             raise UserError(f"{path} answers queries of other annotations: {sorted(others)[:3]}")
         todo = [(vid, a) for vid, asked in films for a in asked if a.query_id not in done]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from revisionllm.errors import UserError
 from revisionllm.eval.film_search import PlannedSearcher
+from revisionllm.eval.made_with import source_flags
 from revisionllm.eval.plans import (
     COSINE_WEIGHT,
     DEFAULT_KEEP,
@@ -118,8 +119,7 @@ def _check_plan(args: argparse.Namespace) -> None:
     """Refuse a wrong --plan from the runs' configs alone, before anything large is loaded."""
     from revisionllm.model.loading import describe
 
-    given = {name: getattr(args, name) for name in ("base", "adapter_file", "stage")}
-    config, _ = describe(args.checkpoint, **{k: v for k, v in given.items() if v is not None})
+    config, _ = describe(args.checkpoint, **source_flags(args))
     levels = [long_level(describe(path)[0], args.zooms) for path in args.long]
     keep = args.keep if args.cosine and args.text_features != NO_TEXT else None
     _chosen(film_plans(config, 3600.0, keep=keep, long_levels=levels), args.plan)

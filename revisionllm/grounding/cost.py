@@ -16,11 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from revisionllm.files import read_json
 from revisionllm.grounding.levels import Level
 
+SPEEDS_FILE = Path(__file__).with_name("speeds.json")
 NAMED_RANGES = 2.0  # ranges that a query's long answers are expected to name in a film
 
 
@@ -107,14 +109,14 @@ class PlanCost:
         return sum(speeds[part] * flops / 1e12 for part, flops in self.flops.items())
 
 
+@lru_cache
 def device_speeds(device_type: str) -> dict[str, float] | None:
     """Seconds per TFLOP of each part of a plan; None for a device that was not measured.
 
     Args:
         device_type: cpu, cuda or mps, as `torch.device.type`.
     """
-    table = read_json(Path(__file__).with_name("speeds.json"), kind=dict)
-    return table.get(device_type)
+    return read_json(SPEEDS_FILE, kind=dict).get(device_type)
 
 
 @dataclass(frozen=True)

@@ -160,22 +160,26 @@ def merge_scores(cosine: np.ndarray, entropy: np.ndarray, how: str) -> np.ndarra
     raise ValueError(f"how must be 'add' or 'multiply', got {how!r}")
 
 
-def span_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def span_iou(
+    first: np.ndarray, second: np.ndarray, *, dtype: type = np.float64, added: float = 0.0
+) -> np.ndarray:
     """Intersection over union of spans, broadcast over leading axes.
 
     Args:
         first, second: [..., 2] seconds, start <= end.
+        dtype: precision of the arithmetic; some peers' is single.
+        added: added to the union, as some peers do.
 
     Returns:
-        float64 [...], 0..1; 0 where both spans are empty.
+        `dtype` [...], 0..1; 0 where both spans are empty.
     """
-    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    first, second = np.asarray(first, dtype), np.asarray(second, dtype)
     start = np.maximum(first[..., 0], second[..., 0])
     end = np.minimum(first[..., 1], second[..., 1])
-    overlap = np.maximum(end - start, 0.0)
+    overlap = np.maximum(end - start, dtype(0))
     # of spans that overlap the hull is the union; a sum of lengths misses it in the last digit
     union = np.maximum(first[..., 1], second[..., 1]) - np.minimum(first[..., 0], second[..., 0])
-    return np.divide(overlap, union, out=np.zeros_like(union), where=union > 0)
+    return np.divide(overlap, union + dtype(added), out=np.zeros_like(union), where=union > 0)
 
 
 def suppress(

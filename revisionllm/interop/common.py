@@ -116,6 +116,11 @@ def single(query: Query, format_name: str) -> list[float]:
     return spans[0]
 
 
+def at_most_one(query: Query, format_name: str) -> list[float]:
+    """The one true span of a query; [] where it is true of nothing (raises UserError)."""
+    return single(query, format_name) if all_spans(query, format_name) else []
+
+
 def all_spans(query: Query, format_name: str) -> list[list[float]]:
     """The true spans of a query (raises UserError where the source does not say them)."""
     if not query.labelled:

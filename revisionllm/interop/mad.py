@@ -16,14 +16,13 @@ from revisionllm.eval.jsonl import number_field, text_field, write_json_lines
 from revisionllm.eval.rankings import Query, Ranking
 from revisionllm.interop.common import (
     Found,
-    all_spans,
+    at_most_one,
     duration_of,
     field,
     parse_items,
     parse_lines,
     ranked_times,
     read_object,
-    single,
     the_rest,
     true_spans,
     write_document,
@@ -52,7 +51,7 @@ def write_queries(path: Path, queries: Sequence[Query]) -> None:
     """Write MAD's official annotations; unknown extended timestamps repeat the timestamps."""
     document = {}
     for query in queries:
-        span = single(query, "mad") if all_spans(query, "mad") else []
+        span = at_most_one(query, "mad")
         document[query.qid] = {
             "movie": query.vid,
             "sentence": query.query,
@@ -90,7 +89,7 @@ def write_cone_queries(path: Path, queries: Sequence[Query]) -> None:
                 "duration": duration_of(query, "cone"),
                 "clip_id": query.vid,
                 "video_id": query.extra.get("video_id", query.vid),
-                "timestamps": single(query, "cone") if all_spans(query, "cone") else [],
+                "timestamps": at_most_one(query, "cone"),
             }
             for query in queries
         ),

@@ -7,12 +7,12 @@ with what another model made.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from revisionllm.files import json_digest, sha256_of
 from revisionllm.model.config import CALIBRATION_NAME, read_calibration
 from revisionllm.model.loading import describe
 
@@ -37,16 +37,16 @@ def run_fingerprint(source: str | Path, **overrides: Any) -> dict[str, str]:
     """
     config, weights = describe(source, **overrides)
     values = {name: value for name, value in asdict(config).items() if name not in PLACES}
-    found = {"config": digest(values)}
+    found = {"config": json_digest(values)}
     if weights is not None:
         files = sorted({Path(file) for file, _ in weights.origin.values()})
-        found["adapter"] = digest([_content(file) for file in files])
+        found["adapter"] = json_digest([sha256_of(file) for file in files])
     for number, folder in enumerate(config.lora, start=1):
         found[f"LoRA {number}"] = weights_digest(folder)
     found["base"] = base_stamp(config.base, config.base_revision)
     calibration = read_calibration(source) if Path(source).is_dir() else None
     if calibration is not None:
-        found["calibration"] = digest(_content(Path(source) / CALIBRATION_NAME))
+        found["calibration"] = json_digest(sha256_of(Path(source) / CALIBRATION_NAME))
     return found
 
 
@@ -55,7 +55,7 @@ def weights_digest(source: str | Path) -> str:
     path = Path(source)
     patterns = (*LORA_FILES, "mm_projector.bin")
     files = {f for pattern in patterns for f in path.glob(pattern)} if path.is_dir() else {path}
-    return digest([[file.name, _content(file)] for file in sorted(files)])
+    return json_digest([[file.name, sha256_of(file)] for file in sorted(files)])
 
 
 def base_stamp(base: str, revision: str | None = None) -> str:
@@ -66,7 +66,7 @@ def base_stamp(base: str, revision: str | None = None) -> str:
     files: Iterable[Path] = [path]
     if path.is_dir():
         files = sorted({file for pattern in BASE_FILES for file in path.glob(pattern)})
-    return digest([_stamp(file) for file in files])
+    return json_digest([_stamp(file) for file in files])
 
 
 def _stamp(file: Path) -> list[Any]:
@@ -77,21 +77,6 @@ def _stamp(file: Path) -> list[Any]:
     # small files are told by their bytes; copying them is no change
     changed = status.st_mtime_ns if status.st_size > HEAD_BYTES else 0
     return [file.name, status.st_size, changed, head]
-
-
-def _content(file: Path) -> str:
-    """SHA-256 of a whole file."""
-    found = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(HEAD_BYTES):
-            found.update(block)
-    return found.hexdigest()
-
-
-def digest(value: Any) -> str:
-    """16 hexadecimal digits of anything that JSON can hold."""
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def changes(before: dict[str, Any], now: dict[str, Any], *, most: int = 5) -> str:

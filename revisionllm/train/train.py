@@ -25,7 +25,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from revisionllm.errors import UserError, run_entry_point
-from revisionllm.files import MADE_BY, is_same, locked, read_json, write_json
+from revisionllm.files import MADE_BY, is_same, json_digest, locked, read_json, write_json
 from revisionllm.train.arguments import (
     NO_DEEPSPEED,
     TrainArguments,
@@ -315,13 +315,15 @@ def check_same(old: dict[str, Any], new: dict[str, Any], run: Path) -> list[str]
 def starting_points(args: TrainArguments) -> dict[str, str]:
     """Fingerprint of everything that the stage starts from, by flag."""
     from revisionllm.model.config import is_run_folder
-    from revisionllm.model.fingerprints import base_stamp, digest, run_fingerprint, weights_digest
+    from revisionllm.model.fingerprints import base_stamp, run_fingerprint, weights_digest
 
     found = {}
     for name in ("init_projector", "init_lora", "init_adapter"):
         source = getattr(args, name)
         if source and is_run_folder(Path(source)):
-            found[f"--{name}"] = digest(run_fingerprint(source))
+            parts = run_fingerprint(source)
+            parts.pop("calibration", None)  # of evaluation alone
+            found[f"--{name}"] = json_digest(parts)
         elif source:
             found[f"--{name}"] = weights_digest(source)
     if args.base:

@@ -24,10 +24,10 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from revisionllm.data.feature_store import DIGEST, ROWS_PER_READ, RowsDigest
+from revisionllm.data.feature_store import CONTENTS, DIGEST, ROWS_PER_READ, RowsDigest
 from revisionllm.data.video import iter_frames, probe
 from revisionllm.errors import UserError
-from revisionllm.files import read_json, write_json, write_text
+from revisionllm.files import read_json, sha256_of, write_json, write_text
 
 if TYPE_CHECKING:
     from revisionllm.model.clip import ClipFeatures
@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 SCHEMA = 3
 # Batches of frames that may wait for the encoder.
 DECODE_AHEAD_BATCHES = 2
-READ_BYTES = 2**22
 END_BYTES = 2**20
-CONTENTS = "video_contents"  # key of the film's digest and time of change
 
 T = TypeVar("T")
 
@@ -216,11 +214,7 @@ def _contents(path: str | os.PathLike, video: dict[str, Any], known: Iterable[An
             continue
         if told.get("mtime_ns") == mtime_ns:
             return told
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-    return {"mtime_ns": mtime_ns, "sha256": digest.hexdigest()}
+    return {"mtime_ns": mtime_ns, "sha256": sha256_of(path)}
 
 
 def _is_same(found: Any, about: dict[str, Any]) -> bool:

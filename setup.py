@@ -19,7 +19,6 @@ VERSION = re.search(
 )[1]
 
 
-
 class BuildWithWeights(build_py):
     """A wheel brings the demo's weights with it, inside the package; an editable install has them
     in the repository."""
@@ -43,7 +42,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["revisionllm", "revisionllm.*"]),
     install_requires=REQUIREMENTS,
-    package_data={"revisionllm.viewer": ["assets/*"], "revisionllm.grounding": ["speeds.json"]},
+    package_data={"revisionllm.viewer": ["assets/*"], "revisionllm.search": ["speeds.json"]},
     extras_require={
         "flash": ["flash-attn"],
         "gguf": ["gguf"],

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from revisionllm.data.feature_store import FeatureStore, LmdbStore, open_features
-from revisionllm.data.feature_writers import write_features
+from revisionllm.data.stores.feature_store import FeatureStore, LmdbStore, open_features
+from revisionllm.data.stores.feature_writers import write_features
 from revisionllm.grounding.windows import frame_feature_indices
 from revisionllm.options import Parser
 

@@ -39,13 +39,13 @@ from revisionllm.engine.decoder import Decoder
 from revisionllm.engine.dense import DenseEngine, shared_tokens
 from revisionllm.engine.reference import answer_segments
 from revisionllm.engine.segments import SegmentEngine, segment_grammar
-from revisionllm.grounding.cost import ModelShape
 from revisionllm.grounding.levels import Question
 from revisionllm.grounding.windows import Window, dense_windows, frame_feature_indices
 from revisionllm.model.base import load_tokenizer
 from revisionllm.model.config import AdapterConfig, RunConfig
 from revisionllm.model.llama import GroundingModel, build_adapter
 from revisionllm.options import Parser
+from revisionllm.search.cost import ModelShape
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "tests" / "assets" / "model" / "ckpt_base"
 # hidden, layers, heads, intermediate, vocabulary

@@ -3,7 +3,7 @@
     python benchmarks/planner.py accuracy --films 10 --present 60 --absent 20 --keep 0.3 0.5 1.0
     python benchmarks/planner.py length --minutes 10 60 120 240 480
     python benchmarks/planner.py count                 # Vicuna-7B's work, no weights needed
-    python benchmarks/planner.py seconds --write       # revisionllm/grounding/speeds.json
+    python benchmarks/planner.py seconds --write       # revisionllm/search/speeds.json
 
 Films are rendered and encoded without a video file, once, into --cache. `accuracy` compares the two
 searches query by query (95 % intervals resample whole films). LLM work is counted in tokens: a
@@ -24,14 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from revisionllm.demo.judged_films import judged_film
-from revisionllm.demo.memo_engine import MemoEngine
+from revisionllm.demo.evaluation.judged_films import judged_film
 from revisionllm.errors import run_entry_point
-from revisionllm.eval.film_search import EvalFilm, EvalQuery, FilmSearcher
-from revisionllm.eval.metrics import iou_table, paired_difference
-from revisionllm.eval.plans import DEFAULT_KEEP, film_plans
 from revisionllm.files import read_json, write_json
-from revisionllm.grounding.cost import (
+from revisionllm.metrics.recall import iou_table, paired_difference
+from revisionllm.model.config import RunConfig
+from revisionllm.options import Parser
+from revisionllm.search.cost import (
     SPEEDS_FILE,
     VICUNA_7B,
     ModelShape,
@@ -39,8 +38,9 @@ from revisionllm.grounding.cost import (
     count_plan,
     device_speeds,
 )
-from revisionllm.model.config import RunConfig
-from revisionllm.options import Parser
+from revisionllm.search.kept_answers import MemoEngine
+from revisionllm.search.plans import DEFAULT_KEEP, film_plans
+from revisionllm.search.searcher import EvalFilm, EvalQuery, FilmSearcher
 
 FIRST_SEED = 3000  # no film of training, validation, quickstart or README has it
 QUERY_COUNTS = (1, 20, 200)
@@ -103,8 +103,8 @@ def all_searches(args, minutes: float, num_films: int) -> tuple[dict, ModelShape
     from tqdm import tqdm
 
     from revisionllm.engine.dense import DenseEngine
-    from revisionllm.eval.plans import llm_shape
     from revisionllm.grounding.calibration import from_dict
+    from revisionllm.search.plans import llm_shape
 
     model, clip = load(args)
     stored = Path(args.checkpoint) / "calibration.json"
@@ -235,7 +235,7 @@ def draw_lengths(rows: list[dict], path: Path) -> None:
 
 def run_count(args: argparse.Namespace) -> dict:
     """Work of each plan at Vicuna-7B's shape, MAD's windows and a 2-hour film."""
-    from revisionllm.eval.plans import long_level
+    from revisionllm.search.plans import long_level
 
     config = RunConfig()
     long_levels = [long_level(RunConfig(num_segments=size)) for size in LONG_SIZES]

@@ -119,6 +119,8 @@ def run(args: argparse.Namespace) -> int:
 
 def as_text(prediction, num_windows: int) -> str:
     """A prediction as a few lines for people."""
+    from revisionllm.records.clock import clock
+
     visited = f"{prediction.cost.dense_windows} of {num_windows} windows"
     lines = [f"{prediction.query}"]
     if not prediction.found:
@@ -126,12 +128,6 @@ def as_text(prediction, num_windows: int) -> str:
         lines.append(f"  not present (best candidate scores {best:.2f}; {visited})")
         return "\n".join(lines)
     for rank, moment in enumerate(prediction.moments, 1):
-        span = f"{clock(moment.start_s)} - {clock(moment.end_s)}"
+        span = f"{clock(moment.start_s, 1)} - {clock(moment.end_s, 1)}"
         lines.append(f"  {rank}. {span}  score {moment.score:.2f}")
     return "\n".join([*lines, f"  ({visited})"])
-
-
-def clock(time_s: float) -> str:
-    """Seconds as h:mm:ss.s."""
-    tenths = round(time_s * 10)
-    return f"{tenths // 36000}:{tenths // 600 % 60:02d}:{tenths % 600 / 10:04.1f}"

@@ -25,7 +25,7 @@ import numpy as np
 
 from revisionllm.constants import MAX_SENTENCE
 from revisionllm.errors import UserError
-from revisionllm.eval.plans import (
+from revisionllm.search.plans import (
     COSINE_WEIGHT,
     DEFAULT_KEEP,
     LONG_KEEP,
@@ -266,13 +266,13 @@ class Grounder:
             verbose: say on stderr which plan was taken, and why.
 
         Returns:
-            One `eval.predictions.Prediction` per sentence, in order. Work that sentences share
+            One `records.predictions.Prediction` per sentence, in order. Work that sentences share
             (window prefixes) is divided evenly among their costs.
 
         Raises:
             UserError: an empty sentence, or one longer than CLIP's text encoder takes.
         """
-        from revisionllm.eval.film_search import EvalFilm, EvalQuery, PlannedSearcher
+        from revisionllm.search.searcher import EvalFilm, EvalQuery, PlannedSearcher
 
         check_sentences(sentences)
         words, texts = self.clip.encode_texts(list(sentences))

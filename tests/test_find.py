@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from revisionllm.cli import main
-from revisionllm.demo.render import write_film
-from revisionllm.demo.world import plan_film
+from revisionllm.demo.world.plans import plan_film
+from revisionllm.demo.world.render import write_film
 from revisionllm.grounder import DEFAULT_CHECKPOINT
 
 FILM_S = 40.0  # shorter than a window of 60 s

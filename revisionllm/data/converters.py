@@ -12,15 +12,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from revisionllm.data.annotations import (
+from revisionllm.errors import UserError
+from revisionllm.files import MADE_BY, claim_output, read_json, write_noted, write_text
+from revisionllm.formats.annotations import (
     Annotation,
     evaluation_record,
     read_annotations,
     require_good,
     training_record,
 )
-from revisionllm.errors import UserError
-from revisionllm.files import MADE_BY, claim_output, read_json, write_noted, write_text
 
 
 def add_converter_arguments(

@@ -20,7 +20,7 @@ from revisionllm.errors import EXIT_BAD_INPUT, UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from revisionllm.data.feature_store import FeatureStore
+    from revisionllm.data.stores.feature_store import FeatureStore
 
 DEFAULT_FEATURE_FPS = 5.0
 
@@ -78,8 +78,8 @@ def _extract(args: argparse.Namespace) -> int:
 def _convert(args: argparse.Namespace) -> int:
     import numpy as np
 
-    from revisionllm.data.feature_store import DIGEST, open_features, rows_digest
-    from revisionllm.data.feature_writers import (
+    from revisionllm.data.stores.feature_store import DIGEST, open_features, rows_digest
+    from revisionllm.data.stores.feature_writers import (
         finished,
         guess_format,
         unfinished,
@@ -121,7 +121,7 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from revisionllm.data.feature_store import open_features
+    from revisionllm.data.stores.feature_store import open_features
 
     store = open_features(args.path)
     keys = store.keys()
@@ -144,7 +144,7 @@ def _problem(store: FeatureStore, key: str) -> str | None:
     """What is wrong with one record, or None."""
     import numpy as np
 
-    from revisionllm.data.lmdb_records import read_query
+    from revisionllm.data.stores.lmdb_records import read_query
 
     if _holds_queries(store, key):
         arrays = read_query(store.records, key)
@@ -154,13 +154,13 @@ def _problem(store: FeatureStore, key: str) -> str | None:
 
 def _holds_queries(store: FeatureStore, key: str) -> bool:
     """Whether this is a record of text features, which only LMDB stores have."""
-    from revisionllm.data.feature_store import LmdbStore
+    from revisionllm.data.stores.feature_store import LmdbStore
 
     return isinstance(store, LmdbStore) and store.records.holds(key, "token_features")
 
 
 def _info(args: argparse.Namespace) -> int:
-    from revisionllm.data.feature_store import open_features
+    from revisionllm.data.stores.feature_store import open_features
 
     store = open_features(args.path)
     keys = store.keys()

@@ -68,9 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     def work() -> int:
-        from revisionllm.demo.ablation_tables import MEASURES, Setting
         from revisionllm.demo.benchmark import markdown
-        from revisionllm.demo.figures import draw_rows
+        from revisionllm.demo.evaluation.ablation_tables import MEASURES, Setting
+        from revisionllm.demo.evaluation.figures import draw_rows
 
         for run in [
             args.checkpoint,

@@ -49,7 +49,7 @@ def ask_split(grounder, args: argparse.Namespace, split: str, seeds: range, sear
     """Render a split's films, ground all sentences, and keep the frame cosines."""
     from revisionllm.demo.cli import render
     from revisionllm.demo.films import film_sentences
-    from revisionllm.demo.world import plan_film
+    from revisionllm.demo.world.plans import plan_film
     from revisionllm.grounding.scores import frame_cosines
 
     asked = Asked(predictions={search: [] for search in searches}, duration_s=args.minutes * 60)
@@ -76,7 +76,7 @@ def ask_split(grounder, args: argparse.Namespace, split: str, seeds: range, sear
 
 def row(name: str, films, truth, spans, found) -> dict:
     """One line of the table: recalls and mIoU on present sentences, verdicts on both kinds."""
-    from revisionllm.eval.metrics import bootstrap_interval, iou_table
+    from revisionllm.metrics.recall import bootstrap_interval, iou_table
 
     present = [i for i, span in enumerate(truth) if span is not None]
     absent = [i for i, span in enumerate(truth) if span is None]
@@ -103,7 +103,7 @@ def moment_spans(predictions) -> list[np.ndarray]:
 
 def clip_row(val: Asked, test: Asked) -> tuple[dict, dict]:
     """The CLIP baseline's line and what validation chose for it."""
-    from revisionllm.demo.baselines import best_threshold, retrieve, tune
+    from revisionllm.demo.evaluation.baselines import best_threshold, retrieve, tune
 
     present = [i for i, span in enumerate(val.truth) if span is not None]
     merging = tune([val.cosines[i] for i in present], [val.truth[i] for i in present], val.fps)
@@ -118,7 +118,7 @@ def clip_row(val: Asked, test: Asked) -> tuple[dict, dict]:
 
 def chance_row(val: Asked, test: Asked) -> dict:
     """A span of the median length anywhere; a coin for presence."""
-    from revisionllm.demo.baselines import chance_span
+    from revisionllm.demo.evaluation.baselines import chance_span
 
     rng = np.random.default_rng(0)
     length_s = float(np.median([span[1] - span[0] for span in val.truth if span]))
@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     def work() -> int:
-        from revisionllm.eval.predictions import write_predictions
+        from revisionllm.records.predictions import write_predictions
 
         claim_output(args.out / "benchmark.json")
         result = benchmark(args)

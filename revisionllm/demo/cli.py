@@ -48,10 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command. Returns the exit code."""
     from revisionllm.demo.films import film_sentences
-    from revisionllm.demo.world import plan_film
+    from revisionllm.demo.world.plans import plan_film
     from revisionllm.errors import UserError
-    from revisionllm.eval.predictions import write_predictions
     from revisionllm.grounder import Grounder
+    from revisionllm.records.predictions import write_predictions
     from revisionllm.viewer.page import write_view
     from revisionllm.viewer.timeline import write_timeline
 
@@ -92,8 +92,8 @@ def render(plan, path: Path) -> Path:
     """Render the film unless the same one is there: a file beside it remembers which it is."""
     from tqdm import tqdm
 
-    from revisionllm.demo.render import write_film
-    from revisionllm.demo.world import FILM_FPS, WORLD_VERSION
+    from revisionllm.demo.world.plans import FILM_FPS, WORLD_VERSION
+    from revisionllm.demo.world.render import write_film
 
     mark = path.with_suffix(MARK_SUFFIX)
     name = f"{plan.film_id} {plan.duration_s:g} s, world {WORLD_VERSION}, made_by: {MADE_BY}\n"
@@ -119,11 +119,11 @@ def count_windows(grounder, duration_s: float) -> int:
 
 def table(predictions, num_windows: int) -> str:
     """Sentence, found span or "not present", true span, IoU, score, seconds, windows visited."""
-    from revisionllm.eval.metrics import span_iou
-    from revisionllm.find import clock
+    from revisionllm.metrics.recall import span_iou
+    from revisionllm.records.clock import clock
 
     def span_text(span) -> str:
-        return f"{clock(span[0])}-{clock(span[1])}"
+        return f"{clock(span[0], 1)}-{clock(span[1], 1)}"
 
     rows = [("sentence", "found", "true", "IoU", "score", "seconds", "LLM windows")]
     for prediction in predictions:
@@ -151,7 +151,7 @@ def table(predictions, num_windows: int) -> str:
 
 def summary(predictions, num_windows: int) -> str:
     """What the table adds up to."""
-    from revisionllm.eval.metrics import span_iou
+    from revisionllm.metrics.recall import span_iou
 
     present = [p for p in predictions if p.gt]
     absent = [p for p in predictions if p.gt == []]

@@ -23,7 +23,7 @@ from revisionllm.files import write_json
 from revisionllm.options import Parser
 
 if TYPE_CHECKING:
-    from revisionllm.demo.language import Description
+    from revisionllm.demo.world.language import Description
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def film_sentences(plan, num_present: int, num_absent: int, seed: int = 0) -> li
     Raises:
         ValueError: the film has too few events.
     """
-    from revisionllm.demo.language import film_queries
+    from revisionllm.demo.world.language import film_queries
 
     present, absent = film_queries(plan, num_present, num_absent, seed)
     return [
@@ -88,8 +88,8 @@ def write_film_set(
     from tqdm import tqdm
 
     from revisionllm.data.video_file import film_comment
-    from revisionllm.demo.render import film_tag, write_film
-    from revisionllm.demo.world import plan_film
+    from revisionllm.demo.world.plans import plan_film
+    from revisionllm.demo.world.render import film_tag, write_film
 
     folder.mkdir(parents=True, exist_ok=True)
     present, absent = {}, {}

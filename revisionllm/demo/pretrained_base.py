@@ -47,8 +47,13 @@ def write_start(out: Path, clip_folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from revisionllm.demo.dense_data import FEATURE_FPS, FRAMES_PER_WINDOW, STRIDE_S, WINDOW_S
-    from revisionllm.demo.dense_training import clip_dim
+    from revisionllm.demo.training.dense_data import (
+        FEATURE_FPS,
+        FRAMES_PER_WINDOW,
+        STRIDE_S,
+        WINDOW_S,
+    )
+    from revisionllm.demo.training.dense_training import clip_dim
     from revisionllm.model.config import AdapterConfig, RunConfig
     from revisionllm.model.llama import GroundingModel, build_adapter
     from revisionllm.model.loading import save_run

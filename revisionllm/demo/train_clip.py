@@ -72,9 +72,9 @@ def prepare_folder(out: Path, seed: int) -> None:
     """Write the tokenizer and open_clip_config.json of a CLIP that is still to be trained."""
     import numpy as np
 
-    from revisionllm.demo.clip_data import plan_films, sample_frames
-    from revisionllm.demo.language import FactIndex, event_query
-    from revisionllm.demo.tokenizers import train_clip_tokenizer
+    from revisionllm.demo.training.clip_data import plan_films, sample_frames
+    from revisionllm.demo.training.tokenizers import train_clip_tokenizer
+    from revisionllm.demo.world.language import FactIndex, event_query
 
     rng = np.random.default_rng([seed, 7])
     plans = plan_films(40, "train")
@@ -114,8 +114,8 @@ def accuracy(model, tokenizer, config: dict, frames) -> dict[str, float]:
     """
     import torch
 
-    from revisionllm.demo.language import WORDS
-    from revisionllm.demo.world import COLOURS, PLACES, SHAPES
+    from revisionllm.demo.world.language import WORDS
+    from revisionllm.demo.world.plans import COLOURS, PLACES, SHAPES
     from revisionllm.model.clip import normalise_query
 
     pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES]
@@ -171,7 +171,7 @@ def attribute_targets(frames):
 
 def training_frames(args: argparse.Namespace, plans, num_shots: int, rng):
     """Frames to learn from: tints that have no name among them, and traces of the codec."""
-    from revisionllm.demo.clip_data import as_films_show, sample_frames
+    from revisionllm.demo.training.clip_data import as_films_show, sample_frames
 
     frames = sample_frames(plans, num_shots, rng, args.mixed)
     return as_films_show(frames, args.decoded, rng)
@@ -187,7 +187,7 @@ class Batches:
     def __getitem__(self, step: int):
         import numpy as np
 
-        from revisionllm.demo.clip_data import FRAMES_PER_SHOT
+        from revisionllm.demo.training.clip_data import FRAMES_PER_SHOT
         from revisionllm.model.clip import normalise_query
 
         rng = np.random.default_rng([self.args.seed, 3, step])
@@ -203,7 +203,7 @@ def closeups_first(args: argparse.Namespace, model, spots, films, config: dict) 
     import numpy as np
     import torch
 
-    from revisionllm.demo.clip_heads import train_closeups
+    from revisionllm.demo.training.clip_heads import train_closeups
 
     started = time.time()
     rng = np.random.default_rng([args.seed, 5])
@@ -223,10 +223,10 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from revisionllm.demo.clip_data import plan_films, sample_frames
-    from revisionllm.demo.clip_heads import AttributeReadout, SpotReadout
-    from revisionllm.demo.film_features import num_workers
-    from revisionllm.demo.training_state import load_state, save_state
+    from revisionllm.demo.training.clip_data import plan_films, sample_frames
+    from revisionllm.demo.training.clip_heads import AttributeReadout, SpotReadout
+    from revisionllm.demo.training.film_features import num_workers
+    from revisionllm.demo.training.loop import load_state, save_state
     from revisionllm.model.base import choose_device
 
     torch.manual_seed(args.seed)

@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         if not (args.clip / "open_clip_model.safetensors").is_file():
             raise UserError(f"no CLIP in {args.clip}; make it with: sh scripts/demo/train_clip.sh")
-        from revisionllm.demo.dense_training import train
+        from revisionllm.demo.training.dense_training import train
 
         train(args)
         return 0

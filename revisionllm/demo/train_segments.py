@@ -46,7 +46,7 @@ def sentence_rows(clip, sentences: Sequence[str]) -> list:
     """What the adapter reads of sentences, a tensor [L, D] each."""
     import torch
 
-    from revisionllm.data.queries import query_rows
+    from revisionllm.model.queries import query_rows
 
     distinct = list(dict.fromkeys(sentences))
     words, features = clip.encode_texts(distinct)
@@ -68,7 +68,7 @@ class PairSampler:
     """
 
     def __init__(self, clip, frames_per_window: int, questions: int, split: str = "train") -> None:
-        from revisionllm.demo.dense_data import (
+        from revisionllm.demo.training.dense_data import (
             FEATURE_FPS,
             FEATURE_STEP,
             FRAME_S,
@@ -98,7 +98,7 @@ class PairSampler:
             windows: windows of any film with questions that are hard to tell (`WindowSampler`).
             rng: draws everything.
         """
-        from revisionllm.demo.dense_data import random_window
+        from revisionllm.demo.training.dense_data import random_window
 
         asked = self._crossed(films[int(rng.integers(len(films)))], crossed, rng)
         for _ in range(windows):
@@ -108,7 +108,7 @@ class PairSampler:
 
     def _crossed(self, film, count: int, rng) -> list[tuple]:
         """(features, question): sentences of `count` events, each with the windows of all."""
-        from revisionllm.demo.dense_data import FRAMES_PER_WINDOW, random_window
+        from revisionllm.demo.training.dense_data import FRAMES_PER_WINDOW, random_window
 
         found = []
         while len(found) < count:
@@ -130,7 +130,7 @@ class PairSampler:
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        from revisionllm.demo.dense_data import FRAMES_PER_WINDOW
+        from revisionllm.demo.training.dense_data import FRAMES_PER_WINDOW
 
         shown = np.zeros((len(asked), FRAMES_PER_WINDOW), bool)
         inside = shown.copy()
@@ -209,9 +209,9 @@ def train(args: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from revisionllm.demo.film_features import training_films
-    from revisionllm.demo.frame_training import rate, set_rate, share
-    from revisionllm.demo.training_state import load_state, moved, save_state
+    from revisionllm.demo.training.film_features import training_films
+    from revisionllm.demo.training.frame_training import rate, set_rate, share
+    from revisionllm.demo.training.loop import load_state, moved, save_state
     from revisionllm.model.base import choose_device
     from revisionllm.model.clip import load_clip
     from revisionllm.model.config import AdapterConfig

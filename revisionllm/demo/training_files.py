@@ -21,16 +21,16 @@ if __package__ in (None, ""):  # started by path: put the repository on the impo
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 
-from revisionllm.demo.world import WORLD_VERSION
+from revisionllm.demo.world.plans import WORLD_VERSION
 from revisionllm.errors import UserError, run_entry_point
 from revisionllm.options import Parser
 
 
 def film_plans(num_films: int, minutes: float) -> list[Any]:
     """Plans of training films whose `film_features` begin where `rows_of_windows` needs it."""
-    from revisionllm.demo.dense_data import FEATURE_STEP
-    from revisionllm.demo.film_features import FIRST_FRAME
-    from revisionllm.demo.world import plan_film
+    from revisionllm.demo.training.dense_data import FEATURE_STEP
+    from revisionllm.demo.training.film_features import FIRST_FRAME
+    from revisionllm.demo.world.plans import plan_film
 
     seeds = [FIRST_FRAME + FEATURE_STEP * number for number in range(num_films)]
     return [plan_film(seed, minutes * 60, "train") for seed in seeds]
@@ -57,9 +57,9 @@ def query_records(records: dict[str, dict], clip: Any) -> Iterator[tuple[str, di
 
 def write_files(args: argparse.Namespace) -> None:
     """Write what is missing in `args.out`."""
-    from revisionllm.data.feature_writers import save_npy, write_lmdb
-    from revisionllm.demo.film_features import cached_features, rows_of_windows
+    from revisionllm.data.stores.feature_writers import save_npy, write_lmdb
     from revisionllm.demo.films import write_annotations
+    from revisionllm.demo.training.film_features import cached_features, rows_of_windows
     from revisionllm.model.clip import load_clip
 
     clip = load_clip(args.clip)

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from revisionllm.data.conversations import encode_answer
 from revisionllm.engine.attention import packed_attention
 from revisionllm.engine.choices import Ask, Choices
 from revisionllm.engine.decoder import Decoder, EngineCost
@@ -30,6 +29,7 @@ from revisionllm.grounding.answers import NOT_PRESENT, AnswerGrammar
 from revisionllm.grounding.levels import Question, SpanCandidate, WindowAnswer
 from revisionllm.grounding.windows import Window, labels_to_span
 from revisionllm.model.llama import GroundingModel
+from revisionllm.model.prompts import encode_answer
 
 WindowFeatures = Callable[[Window], np.ndarray]
 # sentences that begin differently: what their questions share is the question's wording

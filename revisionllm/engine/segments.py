@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from revisionllm.data.conversations import encode_answer
 from revisionllm.engine.attention import packed_attention
 from revisionllm.engine.choices import Ask, Choices
 from revisionllm.engine.decoder import Decoder, EngineCost
@@ -29,6 +28,7 @@ from revisionllm.grounding.answers import NO, NOT_PRESENT, AnswerGrammar, Span, 
 from revisionllm.grounding.levels import Question, SpanCandidate, WindowAnswer
 from revisionllm.grounding.windows import Window, labels_to_span
 from revisionllm.model.llama import GroundingModel
+from revisionllm.model.prompts import encode_answer
 
 ADAPTER_FRAMES = {"cpu": 4096, "cuda": 65536}  # frames of one adapter forward
 

@@ -24,8 +24,6 @@ from pathlib import Path
 import numpy as np
 
 from revisionllm.errors import UserError
-from revisionllm.eval.metrics import span_iou
-from revisionllm.eval.predictions import Moment, Prediction, read_predictions
 from revisionllm.files import MADE_BY, write_json
 from revisionllm.grounding.calibration import (
     LogisticCalibration,
@@ -33,6 +31,8 @@ from revisionllm.grounding.calibration import (
     fit_logistic,
     to_dict,
 )
+from revisionllm.metrics.recall import span_iou
+from revisionllm.records.predictions import Moment, Prediction, read_predictions
 
 PARTS = ("log_odds", "entropy", "cosine", "support", "second_look", "seen_twice")
 RIGHT_IOU = 0.3

@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 from revisionllm.errors import UserError
 from revisionllm.files import MADE_BY, claim_outputs, write_bytes, write_json, write_text
-from revisionllm.interop.cli import add_log_arguments, log_arithmetic
+from revisionllm.formats.log_windows import add_log_arguments, log_arithmetic
 
 if TYPE_CHECKING:
-    from revisionllm.eval.jsonl import Problem
-    from revisionllm.eval.scoring import Scored
+    from revisionllm.metrics.scoring import Scored
+    from revisionllm.records.jsonl import Problem
 
 # sub-commands in modules of their own, with add_arguments(parser) and run(args) -> exit code
 MODULES = {
     "run": ("revisionllm.eval.run", "search films for all queries of an annotation file"),
     "calibrate": ("revisionllm.eval.calibrate", "fit confidence on validation predictions"),
 }
-# those of eval/conventions.py, which costs NumPy to read; ours: the older name of field
+# those of metrics/conventions.py, which costs NumPy to read; ours: the older name of field
 CONVENTION_NAMES = (
     *("field", "ours", "released", "mad", "nlq", "qvhighlights"),
     *("vue-tr", "unitime", "vidchapters", "timelens"),
@@ -103,9 +103,9 @@ def run(args: argparse.Namespace) -> int:
 
 def load(path: str, args: argparse.Namespace, pred_format: str | None = None) -> Scored:
     """Read one run's predictions (and the ground truth) and score them."""
-    from revisionllm.eval.conventions import CONVENTIONS
-    from revisionllm.eval.scoring import Accounting, queries_from, score
-    from revisionllm.interop.formats import read_queries, read_rankings
+    from revisionllm.formats.registry import read_queries, read_rankings
+    from revisionllm.metrics.conventions import CONVENTIONS
+    from revisionllm.metrics.scoring import Accounting, queries_from, score
 
     accounting = Accounting()
     queries = []
@@ -147,9 +147,9 @@ def find_predictions(
     Args:
         data_path: of a run folder: those for these annotation files; unset: the first ones.
     """
-    from revisionllm.eval.combine import own_files
     from revisionllm.eval.made_with import stage_folder
-    from revisionllm.eval.released import is_released_folder
+    from revisionllm.eval.retrieval.filter import own_files
+    from revisionllm.formats.released_log import is_released_folder
 
     place = Path(path)
     if not place.exists():
@@ -167,7 +167,7 @@ def find_predictions(
 
 def run_score(args: argparse.Namespace) -> int:
     """`revisionllm eval score`."""
-    from revisionllm.eval.tables import score_text
+    from revisionllm.eval.report.tables import score_text
 
     if args.output:
         _claim(args, SCORE_FILES, [args.predictions])
@@ -184,8 +184,8 @@ def run_score(args: argparse.Namespace) -> int:
 
 
 def _write_score(folder: Path, name: str, scored: Scored) -> None:
-    from revisionllm.eval import figures
-    from revisionllm.eval.tables import csv_text
+    from revisionllm.eval.report import figures
+    from revisionllm.eval.report.tables import csv_text
 
     report = (
         {"made_by": MADE_BY}
@@ -205,7 +205,8 @@ def _write_score(folder: Path, name: str, scored: Scored) -> None:
 
 def run_report(args: argparse.Namespace) -> int:
     """`revisionllm eval report`."""
-    from revisionllm.eval import comparison, html_report
+    from revisionllm.eval.report import comparison
+    from revisionllm.eval.report import page as pages
 
     pictures = [f"query-{number}.png" for number in range(1, len(args.queries) + 1)]
     _claim(args, (*REPORT_FILES, *pictures), args.runs)
@@ -213,7 +214,7 @@ def run_report(args: argparse.Namespace) -> int:
     if not all(len(scored.ious) for scored in runs.values()):
         raise UserError("no query has an event in its film: nothing to compare")
     comparison.check_same_queries(runs)
-    pictures = html_report.draw(runs, args.queries, args.films)
+    pictures = pages.draw(runs, args.queries, args.films)
     files = {"Recall": ("recall.png", pictures.recall)}
     if pictures.reliability:
         files["Reliability"] = ("reliability.png", pictures.reliability)
@@ -223,9 +224,9 @@ def run_report(args: argparse.Namespace) -> int:
     for name, data in files.values():
         write_bytes(folder / name, data)
     named = {caption: name for caption, (name, _) in files.items()}
-    page = html_report.markdown_page(runs, named, args.examples)
+    page = pages.markdown_page(runs, named, args.examples)
     write_text(folder / "report.md", page)
-    page = html_report.html_page(runs, pictures, num_examples=args.examples)
+    page = pages.html_page(runs, pictures, num_examples=args.examples)
     write_text(folder / "report.html", page)
     print(folder / "report.html")
     return 0

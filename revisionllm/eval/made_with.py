@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from revisionllm.errors import UserError
 from revisionllm.files import MADE_BY, json_digest, read_json, write_json
-from revisionllm.grounding.cost import SPEEDS_FILE
+from revisionllm.search.cost import SPEEDS_FILE
 
 if TYPE_CHECKING:
-    from revisionllm.data.annotations import Annotation
-    from revisionllm.eval.predictions import Prediction
+    from revisionllm.formats.annotations import Annotation
+    from revisionllm.records.predictions import Prediction
 
 NAME = "made_with.json"
 # Flags that change no answer (queries, batches and devices: none but their last digits), or that

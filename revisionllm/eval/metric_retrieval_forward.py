@@ -16,7 +16,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from revisionllm.errors import run_entry_point
-from revisionllm.eval.report import MetricDefaults, metric_parser, run_metrics
+from revisionllm.eval.retrieval.command import MetricDefaults, metric_parser, run_metrics
 
 DEFAULTS = MetricDefaults(
     grounding_path="checkpoints/mad_stage1_dense",

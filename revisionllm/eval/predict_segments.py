@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def predict_as_released(args: argparse.Namespace) -> None:
     """Write the released log instead."""
-    from revisionllm.eval.released_prediction import (
+    from revisionllm.eval.retrieval.prediction import (
         predict_released,
         retrieval_log,
         seeded_shuffle,
@@ -74,8 +74,8 @@ def predict_as_released(args: argparse.Namespace) -> None:
 def make_searcher(args: argparse.Namespace):
     """Load the run; one segment level, behind recorded dense answers if there are any."""
     from revisionllm.engine.segments import SegmentEngine
-    from revisionllm.eval.film_search import FilmSearcher, RecordedEngine, recorded_answers
     from revisionllm.grounding.levels import Level
+    from revisionllm.search.searcher import FilmSearcher, RecordedEngine, recorded_answers
 
     model = load_run(args)
     config = model.config
@@ -121,8 +121,8 @@ def _compare_segments(args: argparse.Namespace, trained: int) -> None:
 def _recorded_level(path: str, config, data_path: Sequence[str]):
     """The level of a dense run's windows, and its predictions."""
     from revisionllm.eval.cli import find_predictions
-    from revisionllm.eval.predictions import read_predictions
     from revisionllm.grounding.levels import Level
+    from revisionllm.records.predictions import read_predictions
 
     files, problems = find_predictions(path, data_path)
     predictions = [p for file in files for p in read_predictions(file)]

@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def predict_as_released(args: argparse.Namespace) -> None:
     """Write the released log instead."""
-    from revisionllm.eval.released_prediction import dense_log, predict_released
+    from revisionllm.eval.retrieval.prediction import dense_log, predict_released
 
     path = predict_released(
         args,
@@ -91,8 +91,8 @@ def predict_as_released(args: argparse.Namespace) -> None:
 def make_searcher(args: argparse.Namespace):
     """Load the run; one level, every window."""
     from revisionllm.engine.dense import DenseEngine
-    from revisionllm.eval.film_search import FilmSearcher
     from revisionllm.grounding.levels import Level
+    from revisionllm.search.searcher import FilmSearcher
 
     model = load_run(args)
     engine = DenseEngine(

@@ -27,12 +27,12 @@ from revisionllm.eval.made_with import (
     source_flags,
     write_made_with,
 )
-from revisionllm.eval.predictions import PredictionWriter, merge_shards, read_predictions
 from revisionllm.options import Parser
+from revisionllm.records.predictions import PredictionWriter, merge_shards, read_predictions
 
 if TYPE_CHECKING:
-    from revisionllm.data.annotations import Annotation
-    from revisionllm.eval.film_search import EvalFilm, EvalQuery, FilmSearcher
+    from revisionllm.formats.annotations import Annotation
+    from revisionllm.search.searcher import EvalFilm, EvalQuery, FilmSearcher
 
 FROM_CLIP, NO_TEXT = "clip", "none"
 
@@ -174,7 +174,7 @@ def _take_shard_from(environment: Mapping[str, str], args: argparse.Namespace) -
 
 def annotations_of(args: argparse.Namespace) -> list[Annotation]:
     """All annotations of --data_path, in file order; --limit cuts them afterwards."""
-    from revisionllm.data.annotations import read_annotations, require_good
+    from revisionllm.formats.annotations import read_annotations, require_good
 
     annotations: list[Annotation] = []
     for path in args.data_path:
@@ -241,7 +241,7 @@ def _visible_gpu(number: int) -> str:
 
 def _predict_shard(args, annotations, films, path: Path, make_searcher) -> None:
     """Answer what the shard's file does not answer yet; writes nothing before all is loaded."""
-    from revisionllm.eval.answer_log import AnswerLog
+    from revisionllm.search.answer_log import AnswerLog
 
     made = made_with(args)
     found = read_predictions(path) if path.is_file() else []
@@ -285,7 +285,7 @@ def _predict_shard(args, annotations, films, path: Path, make_searcher) -> None:
 
 
 def _prepare(args, films, make_searcher) -> tuple[FilmSearcher, FeatureSource]:
-    from revisionllm.data.feature_store import open_features
+    from revisionllm.data.stores.feature_store import open_features
 
     store = open_features(args.features)
     searcher = make_searcher(args)
@@ -348,7 +348,7 @@ class FeatureSource:
                 raise UserError(f"{args.checkpoint} names no CLIP; give --text_features FOLDER")
             self._clip = load_clip(config.clip, device=args.device)
         elif args.text_features != NO_TEXT:
-            from revisionllm.data.lmdb_records import LmdbRecords
+            from revisionllm.data.stores.lmdb_records import LmdbRecords
 
             if not Path(args.text_features).exists():
                 raise UserError(
@@ -361,8 +361,8 @@ class FeatureSource:
 
     def film(self, vid: str, duration_s: float) -> EvalFilm:
         """A film's features. Raises UserError if they are missing, damaged or of another length."""
-        from revisionllm.data.dataset import length_problem
-        from revisionllm.eval.film_search import EvalFilm
+        from revisionllm.search.searcher import EvalFilm
+        from revisionllm.train.dataset import length_problem
 
         fps = float(self.store.metadata(vid).get("feature_fps", self.config.feature_fps))
         wrong = length_problem(self.store.num_frames(vid) / fps, duration_s)
@@ -375,8 +375,8 @@ class FeatureSource:
         """A query with its text features. Raises UserError if they are missing."""
         import numpy as np
 
-        from revisionllm.data.lmdb_records import read_query
-        from revisionllm.eval.film_search import EvalQuery
+        from revisionllm.data.stores.lmdb_records import read_query
+        from revisionllm.search.searcher import EvalQuery
 
         query = EvalQuery(annotation.query_id, annotation.sentence, annotation.spans_s)
         if self._records is not None:
@@ -403,7 +403,7 @@ def _film_predictions(
     Batches are cut alike whatever is done already, and those that are done whole are left out: last
     digits may depend on the company in which a query is asked.
     """
-    from revisionllm.eval.film_search import EvalQuery
+    from revisionllm.search.searcher import EvalQuery
 
     if all(annotation.query_id in done for annotation in asked):
         return

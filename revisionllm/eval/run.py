@@ -16,17 +16,7 @@ import sys
 from pathlib import Path
 
 from revisionllm.errors import UserError
-from revisionllm.eval.film_search import PlannedSearcher
 from revisionllm.eval.made_with import source_flags
-from revisionllm.eval.plans import (
-    COSINE_WEIGHT,
-    DEFAULT_KEEP,
-    LONG_KEEP,
-    film_plans,
-    llm_shape,
-    long_level,
-    long_listing,
-)
 from revisionllm.eval.prediction_run import (
     NO_TEXT,
     PredictionDefaults,
@@ -36,8 +26,18 @@ from revisionllm.eval.prediction_run import (
     print_scores,
     search_options,
 )
-from revisionllm.grounding.cost import Plan
 from revisionllm.grounding.recursion import ORDERS
+from revisionllm.search.cost import Plan
+from revisionllm.search.plans import (
+    COSINE_WEIGHT,
+    DEFAULT_KEEP,
+    LONG_KEEP,
+    film_plans,
+    llm_shape,
+    long_level,
+    long_listing,
+)
+from revisionllm.search.searcher import PlannedSearcher
 
 DEFAULTS = PredictionDefaults(checkpoint="checkpoints/mad_stage1_dense", stage="search")
 

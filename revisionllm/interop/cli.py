@@ -12,13 +12,14 @@ from pathlib import Path
 
 from revisionllm.errors import UserError
 from revisionllm.files import claim_output
+from revisionllm.formats.log_windows import add_log_arguments, log_arithmetic
 
 KINDS = {"annotations": "queries", "predictions": "answers"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
-    from revisionllm.interop.formats import names
+    from revisionllm.formats.registry import names
 
     known = ", ".join(names())
     parser.add_argument("source", metavar="SRC", help="file to read (released logs: their folder)")
@@ -46,45 +47,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
 
 
-def add_log_arguments(parser: argparse.ArgumentParser) -> None:
-    """The windows of released logs, for commands that read any predictions."""
-    parser.add_argument("--window_s", type=float, help="of released logs: MAD 125, chapters 500")
-    parser.add_argument(
-        "--frames_per_window", type=int, help="of released logs: MAD 250, chapters 100"
-    )
-
-
-def log_arithmetic(args: argparse.Namespace):
-    """The windows that the flags state; None if they do not.
-
-    Raises:
-        UserError: one of the two is missing.
-    """
-    from revisionllm.eval.released import LogArithmetic
-
-    given = args.window_s, args.frames_per_window
-    if None in given and given != (None, None):
-        raise UserError("--window_s and --frames_per_window belong together; give both")
-    return None if None in given else LogArithmetic(*given)
-
-
 def run(args: argparse.Namespace) -> int:
     """Convert; returns 0. Raises UserError for whatever the user can mend."""
-    from revisionllm.interop import formats
+    from revisionllm.formats import registry
 
-    target = formats.FORMATS.get(args.target_format)
+    target = registry.FORMATS.get(args.target_format)
     if target is None or target.write is None:
-        raise UserError(f"cannot write {args.target_format!r}; --to takes: {_writable(formats)}")
+        raise UserError(f"cannot write {args.target_format!r}; --to takes: {_writable(registry)}")
     claim_output(args.target, inputs=[args.source, args.annotations], overwrite=True)
     if Path(args.target).exists() and not args.overwrite:
         raise UserError(f"{args.target} exists; --overwrite replaces it")
-    queries = formats.read_queries(args.annotations)[0] if args.annotations else []
-    if target.kind == formats.ANNOTATIONS:
-        items, problems = formats.read_queries(args.source, args.source_format)
-        formats.fill_in_queries(items, queries)
+    queries = registry.read_queries(args.annotations)[0] if args.annotations else []
+    if target.kind == registry.ANNOTATIONS:
+        items, problems = registry.read_queries(args.source, args.source_format)
+        registry.fill_in_queries(items, queries)
     else:
         logs = log_arithmetic(args)
-        items, problems = formats.read_rankings(args.source, args.source_format, queries, logs)
+        items, problems = registry.read_rankings(args.source, args.source_format, queries, logs)
     for problem in problems:
         print(f"not used: {problem}", file=sys.stderr)
     if problems and not args.skip_bad:
@@ -99,5 +78,5 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _writable(formats) -> str:
-    return ", ".join(name for name, format_ in formats.FORMATS.items() if format_.write)
+def _writable(registry) -> str:
+    return ", ".join(name for name, format_ in registry.FORMATS.items() if format_.write)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from revisionllm.errors import UserError
-from revisionllm.eval.predictions import Prediction
+from revisionllm.records.predictions import Prediction
 
 NOTHING_FOUND = "The event was not found in the video."
 

@@ -8,8 +8,8 @@ from typing import Any
 from lmms_eval.api.model import lmms
 
 from revisionllm.errors import UserError
-from revisionllm.eval.predictions import Prediction
 from revisionllm.interop.lmms_answers import query_of_prompt, sentence_of
+from revisionllm.records.predictions import Prediction
 
 PASSED_BY_LMMS_EVAL = {"max_batch_size"}  # beside batch_size and device
 Ground = Callable[[str, Sequence[str]], Sequence[Prediction]]  # video path, queries -> answers

@@ -25,7 +25,8 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput
 
 from revisionllm.constants import IGNORE_INDEX
-from revisionllm.data import conversations
+from revisionllm.formats.questions import question_text
+from revisionllm.model import prompts
 from revisionllm.model.clip_adapter import ClipAdapter
 from revisionllm.model.config import AdapterConfig, RunConfig
 from revisionllm.model.projector import FrameProjector
@@ -103,11 +104,11 @@ class GroundingModel(nn.Module):
 
     def prompt_pieces(self, question: str) -> tuple[list[int], list[int]]:
         """Token ids before and after `<video>` in the prompt of a question."""
-        return conversations.prompt_pieces(self.tokenizer, question)
+        return prompts.prompt_pieces(self.tokenizer, question)
 
     def question(self, sentence: str) -> str:
         """The question about a sentence in this run's wording."""
-        return conversations.question_text(sentence, self.config.question)
+        return question_text(sentence, self.config.question)
 
     def embed_frames(
         self,

@@ -150,7 +150,7 @@ class TrainArguments:
 
     @property
     def question(self) -> str:
-        """Wording, a key of `conversations.QUESTIONS`."""
+        """Wording, a key of `formats.questions.QUESTIONS`."""
         words = {"dense": "frames", "long": "video", "sparse": "yes_no"}
         return "frames" if self.sparse_target == "span" else words[self.stage]
 

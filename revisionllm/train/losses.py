@@ -2,7 +2,7 @@
 
 A question's loss is the mean cross-entropy of its answer's tokens; a step's loss is the mean over
 its questions. Both are the same whether a question sits alone behind its window or shares the
-window with others under a block mask (`engine/packing.py`).
+window with others under a block mask (`model/packing.py`).
 
 Legend: B rows, N packed tokens, M positions, F frames, H LLM width, Q questions of the batch.
 """
@@ -18,8 +18,8 @@ from torch.nn.functional import cross_entropy
 
 from revisionllm.constants import IGNORE_INDEX
 from revisionllm.engine.attention import packed_forward
-from revisionllm.engine.packing import NO_OWNER
 from revisionllm.model.llama import GroundingModel
+from revisionllm.model.packing import NO_OWNER
 
 BOOKKEEPING = ("query_ids", "num_questions")
 
@@ -35,7 +35,7 @@ class QuestionLosses(nn.Module):
         self.model = model
 
     def forward(self, **batch: Any) -> Tensor:
-        """Losses [Q] of a packed or plain batch (see `data/collator.py`), row by row."""
+        """Losses [Q] of a packed or plain batch (see `train/collator.py`), row by row."""
         inputs = {key: value for key, value in batch.items() if key not in BOOKKEEPING}
         if "owners" in inputs:
             return packed_losses(self.model, inputs)

@@ -199,10 +199,10 @@ def prepare_device(args: TrainArguments) -> None:
 
 def training_data(args: TrainArguments) -> tuple[Any, Any]:
     """The stage's dataset and this process's batch sampler."""
-    from revisionllm.data.dataset import build_dataset
-    from revisionllm.data.sampler import QuestionBatchSampler
-    from revisionllm.data.samples import SampleSpec
+    from revisionllm.train.dataset import build_dataset
     from revisionllm.train.initial import known_clip, starting_adapter
+    from revisionllm.train.sampler import QuestionBatchSampler
+    from revisionllm.train.samples import SampleSpec
 
     adapter = starting_adapter(args)
     spec = SampleSpec(
@@ -245,7 +245,7 @@ def training_data(args: TrainArguments) -> tuple[Any, Any]:
 
 def collator(args: TrainArguments, tokenizer: Any) -> Any:
     """Samples to batches, packed or one question per row."""
-    from revisionllm.data.collator import PackedCollator, PlainCollator
+    from revisionllm.train.collator import PackedCollator, PlainCollator
 
     return PackedCollator(tokenizer) if args.is_packed else PlainCollator(tokenizer)
 

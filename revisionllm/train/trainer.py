@@ -21,13 +21,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from revisionllm.data.sampler import QuestionBatchSampler
 from revisionllm.errors import UserError
 from revisionllm.model.base import compute_rotary_tables
 from revisionllm.train import checkpoints
 from revisionllm.train.arguments import NO_DEEPSPEED, TrainArguments
 from revisionllm.train.checkpoints import Checkpoint
 from revisionllm.train.losses import QuestionLosses
+from revisionllm.train.sampler import QuestionBatchSampler
 
 WEIGHTS = "trained.safetensors"
 

@@ -7,5 +7,5 @@
     thumbnails.py  frames of the film at the moments
     axis.py        h:mm:ss and round ticks;  files.py  whole files or none
 
-Both take the `Prediction` objects of `revisionllm.eval.predictions`, all of one film.
+Both take the `Prediction` objects of `revisionllm.records.predictions`, all of one film.
 """

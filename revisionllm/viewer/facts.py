@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from revisionllm.eval.metrics import span_iou
-from revisionllm.viewer.axis import clock
+from revisionllm.metrics.recall import span_iou
+from revisionllm.records.clock import clock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from revisionllm.eval.predictions import Prediction
+    from revisionllm.records.predictions import Prediction
 
 
 def check_film(duration_s: float, predictions: Sequence[Prediction]) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
+from revisionllm.records.clock import clock
 from revisionllm.viewer import facts, thumbnails
-from revisionllm.viewer.axis import clock, ticks
+from revisionllm.viewer.axis import ticks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from revisionllm.eval.predictions import Moment, Prediction
+    from revisionllm.records.predictions import Moment, Prediction
 
 _FAINTEST = 0.35  # opacity of a mark with score 0: still visible
 

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from revisionllm.files import MADE_BY, write_text
+from revisionllm.records.clock import clock
 from revisionllm.viewer import facts, markup
-from revisionllm.viewer.axis import clock
 from revisionllm.viewer.thumbnails import film_thumbnails
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from revisionllm.eval.predictions import Prediction
+    from revisionllm.records.predictions import Prediction
 
 
 def write_view(

@@ -13,8 +13,9 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from revisionllm.files import MADE_BY, write_bytes
+from revisionllm.records.clock import clock
 from revisionllm.viewer import facts
-from revisionllm.viewer.axis import clock, ticks
+from revisionllm.viewer.axis import ticks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from revisionllm.eval.predictions import Prediction
+    from revisionllm.records.predictions import Prediction
 
 FOUND, TRUTH, SEARCHED, LANE = "#1f62d6", "#c2570c", "#d3dce5", "#f2f4f7"
 INK, SOFT, GOOD, BAD = "#17202b", "#5a6675", "#157347", "#b42318"

@@ -13,19 +13,19 @@ from test_annotations import mad
 from test_features_cli import MODEL_CFG
 from tiny_films import write_film
 
-from revisionllm.data.annotations import read_annotations
 from revisionllm.data.feature_extraction import (
     chapters_clip_text_extractor,
     mad_clip_text_extractor,
 )
-from revisionllm.data.feature_store import open_features
-from revisionllm.data.lmdb_records import LmdbRecords, read_query
 from revisionllm.data.mad import mad_to_activitynet
+from revisionllm.data.stores.feature_store import open_features
+from revisionllm.data.stores.lmdb_records import LmdbRecords, read_query
 from revisionllm.data.vidchap7m import (
     chapters_clip_extractor,
     chapters_test_to_activitynet,
     chapters_to_activitynet,
 )
+from revisionllm.formats.annotations import read_annotations
 from revisionllm.model.clip import load_clip, save_clip
 
 TRAIN_LINES = [

@@ -14,9 +14,19 @@ import lmdb
 import numpy as np
 import pytest
 
-from revisionllm.data.feature_store import Hdf5Store, LmdbStore, NpyFolderStore, open_features
-from revisionllm.data.feature_writers import guess_format, pack_record, write_features, write_lmdb
-from revisionllm.data.lmdb_records import LmdbRecords, read_query
+from revisionllm.data.stores.feature_store import (
+    Hdf5Store,
+    LmdbStore,
+    NpyFolderStore,
+    open_features,
+)
+from revisionllm.data.stores.feature_writers import (
+    guess_format,
+    pack_record,
+    write_features,
+    write_lmdb,
+)
+from revisionllm.data.stores.lmdb_records import LmdbRecords, read_query
 from revisionllm.errors import UserError
 
 EXAMPLE = Path(__file__).parents[1] / "assets" / "data" / "lmdb_example"
@@ -178,7 +188,7 @@ def test_the_lmdb_cache_is_bounded_in_bytes(tmp_path):
 
 
 def test_lmdb_grows_as_needed(tmp_path, monkeypatch):
-    monkeypatch.setattr("revisionllm.data.feature_writers.FIRST_MAP_BYTES", 2**16)
+    monkeypatch.setattr("revisionllm.data.stores.feature_writers.FIRST_MAP_BYTES", 2**16)
     noise = [(f"f{n}", {"features": film(n, 500, 64)}) for n in range(6)]
     assert write_lmdb(tmp_path / "l", noise) == 6
     store = open_features(tmp_path / "l")

@@ -14,7 +14,7 @@ import tiny_films as films
 import torch
 
 from revisionllm.cli import main
-from revisionllm.data.feature_store import open_features
+from revisionllm.data.stores.feature_store import open_features
 from revisionllm.model.clip import load_clip, save_clip
 
 EXAMPLE = Path(__file__).parents[1] / "assets" / "data" / "lmdb_example"
@@ -206,7 +206,7 @@ def test_convert_does_not_turn_numbers_into_infinity(tmp_path, capsys):
 
 
 def test_a_killed_conversion_to_npy_goes_on(tmp_path, capsys, monkeypatch):
-    from revisionllm.data import feature_writers
+    from revisionllm.data.stores import feature_writers
 
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()

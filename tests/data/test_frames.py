@@ -16,7 +16,7 @@ import torch
 
 from revisionllm.data.feature_extraction import frames as extraction
 from revisionllm.data.feature_extraction.frames import extract_features, read_ahead
-from revisionllm.data.feature_store import open_features
+from revisionllm.data.stores.feature_store import open_features
 from revisionllm.errors import UserError
 
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from revisionllm.demo import ablation
-from revisionllm.demo.ablation_tables import error_kind
 from revisionllm.demo.benchmark import fit_calibration
-from revisionllm.demo.language import Description, FactIndex, full_description
-from revisionllm.demo.memo_engine import KeptAnswers, MemoEngine
-from revisionllm.demo.window_table import KEPT, TRUE, _changed, changed_sentences
-from revisionllm.demo.world import HELD_OUT_PAIRS, plan_film
-from revisionllm.eval.predictions import Moment, Prediction
+from revisionllm.demo.evaluation.ablation_tables import error_kind
+from revisionllm.demo.evaluation.window_table import KEPT, TRUE, _changed, changed_sentences
+from revisionllm.demo.world.language import Description, FactIndex, full_description
+from revisionllm.demo.world.plans import HELD_OUT_PAIRS, plan_film
 from revisionllm.grounding.levels import Question, SpanCandidate, WindowAnswer
 from revisionllm.grounding.windows import Window
+from revisionllm.records.predictions import Moment, Prediction
+from revisionllm.search.kept_answers import KeptAnswers, MemoEngine
 
 
 def test_tables_and_plots(tmp_path, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from revisionllm.demo.baselines import (
+from revisionllm.demo.evaluation.baselines import (
     Merging,
     best_threshold,
     chance_span,

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import torch
 
-from revisionllm.demo import clip_heads
-from revisionllm.demo.clip_data import (
+from revisionllm.demo.training import clip_heads
+from revisionllm.demo.training.clip_data import (
     Tint,
     as_films_show,
     attributes,
@@ -17,9 +17,8 @@ from revisionllm.demo.clip_data import (
     pose_values,
     sample_frames,
 )
-from revisionllm.demo.film_features import film_features
-from revisionllm.demo.render import RGB, frames
-from revisionllm.demo.world import (
+from revisionllm.demo.training.film_features import film_features
+from revisionllm.demo.world.plans import (
     COLOURS,
     HELD_OUT_PAIRS,
     RADIUS_PX,
@@ -28,6 +27,7 @@ from revisionllm.demo.world import (
     plan_film,
     pose_of,
 )
+from revisionllm.demo.world.render import RGB, frames
 
 
 def test_attributes_name_what_a_frame_shows():
@@ -153,7 +153,8 @@ def test_features_of_a_film_are_those_of_its_frames():
 
 def test_close_ups_are_not_learned_twice(tmp_path, monkeypatch):
     """Killed behind the close-ups, training goes on behind them."""
-    from revisionllm.demo import clip_heads, train_clip
+    from revisionllm.demo import train_clip
+    from revisionllm.demo.training import clip_heads
 
     small = ["--steps", "1", "--batch_size", "16", "--films", "3", "--test_shots", "40"]
     small += ["--closeup_steps", "2", "--closeup_shots", "8", "--out", str(tmp_path)]

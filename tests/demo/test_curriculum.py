@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from revisionllm.demo import curriculum_report, pretrained_base, training_files
-from revisionllm.demo.dense_readout import NUM_SHOWN, PARTS, SAID, said, shown_table
-from revisionllm.demo.language import Description
-from revisionllm.demo.world import COLOURS, Actor, Fact
+from revisionllm.demo.training.dense_readout import NUM_SHOWN, PARTS, SAID, said, shown_table
+from revisionllm.demo.world.language import Description
+from revisionllm.demo.world.plans import COLOURS, Actor, Fact
 
 CLIP = Path(__file__).resolve().parents[2] / "checkpoints" / "demo" / "clip"
 
@@ -88,7 +88,7 @@ def test_what_frames_show_as_a_table():
 
 @pytest.mark.parametrize("spoken", ["yes_no", "video"])
 def test_grounding_questions_in_the_words_of_other_stages(spoken):
-    from revisionllm.demo.dense_data import Question, in_other_words
+    from revisionllm.demo.training.dense_data import Question, in_other_words
 
     asked = Question("dense", "From 05 to 12.", (5, 12), True, sentence="a red star spins")
     other = in_other_words(asked, spoken)

@@ -10,22 +10,22 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from revisionllm.data.conversations import encode_answer, prompt_pieces
-from revisionllm.demo import dense_data
-from revisionllm.demo.dense_data import Packer, WindowSampler, load_film
-from revisionllm.demo.dense_readout import FrameReadout
-from revisionllm.demo.dense_training import (
+from revisionllm.demo.training import dense_data
+from revisionllm.demo.training.dense_data import Packer, WindowSampler, load_film
+from revisionllm.demo.training.dense_readout import FrameReadout
+from revisionllm.demo.training.dense_training import (
     deepen,
     warm_start_from_mean,
     widened,
     write_tokenizer,
 )
-from revisionllm.demo.frame_training import teach_frames
-from revisionllm.demo.language import differences, is_true_of
-from revisionllm.demo.world import HELD_OUT_PAIRS
+from revisionllm.demo.training.frame_training import teach_frames
+from revisionllm.demo.world.language import differences, is_true_of
+from revisionllm.demo.world.plans import HELD_OUT_PAIRS
 from revisionllm.errors import UserError
 from revisionllm.grounding.answers import NOT_PRESENT, parse_answer
 from revisionllm.grounding.windows import frame_feature_indices, labels_to_span
+from revisionllm.model.prompts import encode_answer, prompt_pieces
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_a_start_from_several_folders_has_the_mean_of_their_weights(monkeypatch)
         for number, weights in enumerate(model.parameters()):
             torch.nn.init.constant_(weights, float(folder.name) + number)
 
-    monkeypatch.setattr("revisionllm.demo.dense_training.warm_start", fill)
+    monkeypatch.setattr("revisionllm.demo.training.dense_training.warm_start", fill)
     model = torch.nn.Linear(2, 3)
     warm_start_from_mean(model, [Path("1"), Path("3"), Path("8")], [])
     assert model.weight.eq(4).all() and model.bias.eq(5).all()
@@ -257,7 +257,7 @@ def packed_logits(llm, visual, packer, batch) -> torch.Tensor:
     """Mean loss of a packed batch, with the training's mask and positions."""
     from types import SimpleNamespace
 
-    from revisionllm.demo.dense_losses import Pointer, forward
+    from revisionllm.demo.training.dense_losses import Pointer, forward
 
     model = SimpleNamespace(llm=llm, projector=visual)
     return forward(model, Pointer(32), batch, packer, 1).answer_loss
@@ -292,7 +292,7 @@ def test_adapter_learns_by_itself_what_frames_show(film, anchored, tmp_path):
 
 def test_teaching_the_adapter_goes_on_where_it_was(film, tmp_path, monkeypatch):
     """Stopped between two states, it ends with the weights of a run that was not."""
-    from revisionllm.demo import frame_training
+    from revisionllm.demo.training import frame_training
     from revisionllm.model.projector import FrameProjector
 
     def taught(name: str, stop_at: int = 0):

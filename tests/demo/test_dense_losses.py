@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from revisionllm.demo.dense_losses import NEAR, first_heads, frames_loss, shows_colour
-from revisionllm.demo.dense_readout import (
+from revisionllm.demo.training.dense_losses import NEAR, first_heads, frames_loss, shows_colour
+from revisionllm.demo.training.dense_readout import (
     BOUND,
     NUM_SHOWN,
     Readout,
@@ -17,8 +17,8 @@ from revisionllm.demo.dense_readout import (
     said,
     wished_table,
 )
-from revisionllm.demo.language import Description
-from revisionllm.demo.world import COLOURS, HELD_OUT_PAIRS, SHAPES, SIZES
+from revisionllm.demo.world.language import Description
+from revisionllm.demo.world.plans import COLOURS, HELD_OUT_PAIRS, SHAPES, SIZES
 
 JUMP = Description("jump", ("big", "red", "cross"), "left", (None, "blue", "circle"), None)
 SPIN = Description("spin", (None, "pink", "star"), None, None, "snow")

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from revisionllm.demo import film_features as rendering
-from revisionllm.demo.dense_data import (
+from revisionllm.demo.evaluation.judged_films import judged_film
+from revisionllm.demo.training import film_features as rendering
+from revisionllm.demo.training.dense_data import (
     FEATURE_FPS,
     FRAMES_PER_WINDOW,
     STRIDE_S,
     WINDOW_S,
 )
-from revisionllm.demo.judged_films import judged_film
-from revisionllm.demo.render import frames
-from revisionllm.demo.world import plan_film
+from revisionllm.demo.world.plans import plan_film
+from revisionllm.demo.world.render import frames
 from revisionllm.grounding.windows import dense_windows
 
 SEED, MINUTES = 5000, 4.0

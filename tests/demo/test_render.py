@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 
 from revisionllm.data.video import iter_frames, probe
-from revisionllm.demo.render import RGB, background, draw, frames, write_film
-from revisionllm.demo.world import FRAME_HEIGHT, FRAME_WIDTH, WORLD_VERSION, plan_film, pose_of
+from revisionllm.demo.world.plans import (
+    FRAME_HEIGHT,
+    FRAME_WIDTH,
+    WORLD_VERSION,
+    plan_film,
+    pose_of,
+)
+from revisionllm.demo.world.render import RGB, background, draw, frames, write_film
 
 
 def test_frames_are_drawn_where_the_plan_says():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from revisionllm.demo import train_segments
-from revisionllm.demo.dense_data import FRAMES_PER_WINDOW, WindowSampler, load_film
+from revisionllm.demo.training.dense_data import FRAMES_PER_WINDOW, WindowSampler, load_film
 
 DEMO = Path(__file__).resolve().parents[2] / "checkpoints" / "demo"
 

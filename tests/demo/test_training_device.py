@@ -14,7 +14,8 @@ from pretend_device import DEVICE, PretendedDevice
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import _disable_current_modes
 
-from revisionllm.demo import dense_training, film_features, train_clip, train_dense, train_segments
+from revisionllm.demo import train_clip, train_dense, train_segments
+from revisionllm.demo.training import dense_training, film_features
 from revisionllm.model import loading
 
 DEMO = Path(__file__).resolve().parents[2] / "checkpoints" / "demo"

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from revisionllm.demo.language import (
+from revisionllm.demo.world.language import (
     MORE,
     PHRASES,
     TEST_FRAMES,
@@ -21,7 +21,7 @@ from revisionllm.demo.language import (
     film_queries,
     phrase,
 )
-from revisionllm.demo.world import (
+from revisionllm.demo.world.plans import (
     HELD_OUT_PAIRS,
     SPLITS,
     plan_film,

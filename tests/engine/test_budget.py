@@ -12,10 +12,10 @@ from tiny_runs import FRAMES, features_of, sentences, tiny_run, windows
 from revisionllm.engine.choices import grammar_tokens
 from revisionllm.engine.dense import DenseEngine, shared_tokens, span_grammar
 from revisionllm.engine.prefixes import Budget, token_bytes
-from revisionllm.eval.plans import film_plans, llm_shape
 from revisionllm.grounding.answers import NOT_PRESENT, answer_kind
-from revisionllm.grounding.cost import count_plan
 from revisionllm.grounding.levels import Question
+from revisionllm.search.cost import count_plan
+from revisionllm.search.plans import film_plans, llm_shape
 
 
 def test_token_bytes_and_shares():

@@ -117,8 +117,8 @@ def test_explored_windows_stay_not_present_but_name_a_span(model):
 
 
 def test_an_explored_span_is_the_greedy_one_without_not_present(model):
-    from revisionllm.data.conversations import encode_answer
     from revisionllm.grounding.answers import AnswerGrammar
+    from revisionllm.model.prompts import encode_answer
 
     always = AnswerGrammar.spans(
         lambda text: encode_answer(model.tokenizer, text),

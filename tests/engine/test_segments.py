@@ -8,15 +8,15 @@ import torch
 from model_assets import BASE
 from tiny_runs import WINDOW_S, D, features_of, sentences, tiny_llm, windows
 
-from revisionllm.data.conversations import encode_answer
 from revisionllm.engine.reference import answer_segments
 from revisionllm.engine.segments import SegmentEngine, answer_spans, segment_grammar
-from revisionllm.eval.film_search import EvalQuery
 from revisionllm.grounding.answers import NOT_PRESENT, Span, format_segments
 from revisionllm.grounding.levels import Question
 from revisionllm.model.base import load_tokenizer
 from revisionllm.model.config import AdapterConfig, RunConfig
 from revisionllm.model.llama import GroundingModel, build_adapter
+from revisionllm.model.prompts import encode_answer
+from revisionllm.search.searcher import EvalQuery
 
 FRAMES = 6
 TOLERANCE = 1e-4

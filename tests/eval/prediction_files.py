@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from revisionllm.eval.predictions import (
+from revisionllm.records.predictions import (
     Cost,
     Moment,
     Prediction,

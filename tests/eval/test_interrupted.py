@@ -14,9 +14,10 @@ import pytest
 from tiny_evaluation import write_evaluation
 
 from revisionllm.cli import main
-from revisionllm.eval import answer_log, predict_windows
-from revisionllm.eval.predictions import PredictionWriter, read_predictions
+from revisionllm.eval import predict_windows
 from revisionllm.files import UserError
+from revisionllm.records.predictions import PredictionWriter, read_predictions
+from revisionllm.search import answer_log
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -132,7 +133,7 @@ def test_a_wrong_plan_loads_no_model(tiny, tmp_path, capsys, monkeypatch):
 def test_features_of_another_width_or_clip_are_refused_at_once(tiny, tmp_path, capsys):
     import numpy as np
 
-    from revisionllm.data.feature_writers import write_features
+    from revisionllm.data.stores.feature_writers import write_features
     from revisionllm.model.config import read_config, write_config
 
     rows = np.ones((122, 7), np.float32)
@@ -248,7 +249,7 @@ def test_what_failed_is_asked_again_unless_kept(tiny, tmp_path, capsys):
 
 
 def test_a_fault_of_ours_is_no_failed_query(tiny, tmp_path, monkeypatch):
-    from revisionllm.eval.film_search import FilmSearcher
+    from revisionllm.search.searcher import FilmSearcher
 
     def broken(*_):
         raise ValueError("a bug")

@@ -11,8 +11,8 @@ import torch
 from tiny_evaluation import write_evaluation
 
 from revisionllm.eval import metric_retrieval_forward, predict_segments, predict_windows
-from revisionllm.eval.predictions import read_predictions
 from revisionllm.model.tensors import read_tensors, write_tensors
+from revisionllm.records.predictions import read_predictions
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from prediction_files import make, write
 
 from revisionllm.eval import metric_retrieval_forward, metric_retrieval_forward_chapters
-from revisionllm.eval.combine import DenseAnswers, filter_and_score
+from revisionllm.eval.retrieval.filter import DenseAnswers, filter_and_score
 
 ROOT = Path(__file__).parents[2]
 ASSETS = ROOT / "tests" / "assets" / "eval" / "metrics"

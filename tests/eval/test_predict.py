@@ -12,8 +12,8 @@ from tiny_evaluation import FILMS, write_evaluation
 from revisionllm.cli import main
 from revisionllm.eval import predict_segments, predict_windows
 from revisionllm.eval.calibrate import PARTS
-from revisionllm.eval.predictions import read_predictions
 from revisionllm.grounding.windows import dense_windows
+from revisionllm.records.predictions import read_predictions
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ def test_calibration_is_stored_and_used(tiny, dense, tmp_path, capsys):
 
 
 def test_released_convention_writes_released_logs(tiny, tmp_path):
-    from revisionllm.eval.released import read_logs
+    from revisionllm.formats.released_log import read_logs
 
     for command, run, more in (
         (predict_windows, "dense", []),

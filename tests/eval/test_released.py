@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from revisionllm.eval import metric_retrieval_forward, metric_retrieval_forward_chapters
-from revisionllm.eval.metrics import span_iou
-from revisionllm.eval.rankings import Query
-from revisionllm.eval.released import LogRow, log_ranking, read_logs, released_metrics, shard_paths
+from revisionllm.eval.retrieval.released import released_metrics
+from revisionllm.formats.released_log import LogRow, log_ranking, read_logs, shard_paths
+from revisionllm.metrics.recall import span_iou
+from revisionllm.records.rankings import Query
 
 ASSETS = Path(__file__).parents[1] / "assets" / "eval" / "metrics"
 CASES = ("clamped", "iou_threshold_equal", "last_window_unreachable")

@@ -10,10 +10,10 @@ import pytest
 from prediction_files import make, write
 
 from revisionllm.cli import main
-from revisionllm.eval import figures
-from revisionllm.eval.comparison import best_and_worst, find_film, frames_around
-from revisionllm.eval.rankings import Query, Ranking
-from revisionllm.eval.scoring import score
+from revisionllm.eval.report import figures
+from revisionllm.eval.report.comparison import best_and_worst, find_film, frames_around
+from revisionllm.metrics.scoring import score
+from revisionllm.records.rankings import Query, Ranking
 
 NASTY = '<b>"$x_{" & done'
 

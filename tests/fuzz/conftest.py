@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from revisionllm import files
-
-for folder in (Path(__file__).parent, Path(__file__).parents[1] / "data"):
-    sys.path.insert(0, str(folder))
 
 
 @pytest.fixture(autouse=True)

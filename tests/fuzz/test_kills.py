@@ -20,7 +20,6 @@ import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
-sys.path[:0] = [str(TESTS / "eval"), str(TESTS / "train"), str(TESTS / "data")]
 
 KILLS = 25  # a command
 COMMAND = [sys.executable, "-m", "revisionllm.cli"]
@@ -85,8 +84,8 @@ def campaign(
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory) -> Path:
-    from revisionllm.demo.render import write_film
-    from revisionllm.demo.world import plan_film
+    from revisionllm.demo.world.plans import plan_film
+    from revisionllm.demo.world.render import write_film
 
     path = tmp_path_factory.mktemp("film") / "film.mp4"
     write_film(plan_film(77, 120.0, "test"), path)
@@ -106,7 +105,7 @@ def test_extraction(film, tmp_path):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
-    from revisionllm.data.feature_writers import write_features
+    from revisionllm.data.stores.feature_writers import write_features
 
     folder = tmp_path_factory.mktemp("store") / "features"
     rng = np.random.default_rng(0)
@@ -119,7 +118,7 @@ def store(tmp_path_factory) -> Path:
 
 
 def read_all(path: Path) -> dict[str, bytes]:
-    from revisionllm.data.feature_store import open_features
+    from revisionllm.data.stores.feature_store import open_features
 
     found = open_features(path)
     left = [p.name for p in path.parent.iterdir() if p.name.startswith(f".{path.name}")]

@@ -18,17 +18,17 @@ import torch
 from damage import damaged_bytes, damaged_json
 from safetensors.torch import save_file
 
-from revisionllm.data.annotations import read_annotations, read_sentences
-from revisionllm.data.feature_store import open_features
-from revisionllm.data.feature_writers import write_features, write_lmdb
-from revisionllm.data.lmdb_records import LmdbRecords, read_query
+from revisionllm.data.stores.feature_store import open_features
+from revisionllm.data.stores.feature_writers import write_features, write_lmdb
+from revisionllm.data.stores.lmdb_records import LmdbRecords, read_query
 from revisionllm.errors import UserError
-from revisionllm.eval.predictions import read_predictions
 from revisionllm.files import write_json
+from revisionllm.formats import registry as formats
+from revisionllm.formats.annotations import read_annotations, read_sentences
 from revisionllm.grounding.calibration import LogisticCalibration, to_dict
-from revisionllm.interop import formats
 from revisionllm.model.config import RunConfig, read_calibration, read_config, write_config
 from revisionllm.model.tensors import read_tensors
+from revisionllm.records.predictions import read_predictions
 from revisionllm.train import checkpoints
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from model_assets import released
 
-from revisionllm.eval.film_search import EvalFilm, EvalQuery
-from revisionllm.eval.released_prediction import dense_log, retrieval_batches, retrieval_log
+from revisionllm.eval.retrieval.prediction import dense_log, retrieval_batches, retrieval_log
 from revisionllm.grounding import windows as w
+from revisionllm.search.searcher import EvalFilm, EvalQuery
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets" / "eval" / "eval_loops"
 INPUTS = json.loads((ASSETS / "inputs.json").read_text())

@@ -7,8 +7,8 @@ import json
 import pytest
 from model_assets import ASSETS, BASE
 
-from revisionllm.data.conversations import encode_with_video, prompt_ids, training_ids
 from revisionllm.model.base import load_tokenizer
+from revisionllm.model.prompts import encode_with_video, prompt_ids, training_ids
 
 RELEASED = json.loads((ASSETS / "parity_tokens.json").read_text())["legacy_False"]
 PROMPTS = ["dense", "hier", "mid", "unicode", "two_spaces"]  # `<memory>` is legacy

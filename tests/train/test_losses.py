@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_training import flags
 
-from revisionllm.data.collator import PackedCollator, PlainCollator
 from revisionllm.model.loading import load_model
 from revisionllm.train.arguments import parse
+from revisionllm.train.collator import PackedCollator, PlainCollator
 from revisionllm.train.initial import initial_model
 from revisionllm.train.losses import QuestionLosses, number_questions
 from revisionllm.train.train import training_data

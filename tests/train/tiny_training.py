@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "model"))
-
 from model_assets import save_base, tiny_llm
 
-from revisionllm.data.feature_writers import write_lmdb
+from revisionllm.data.stores.feature_writers import write_lmdb
 from revisionllm.model.base import load_tokenizer
 from revisionllm.model.config import AdapterConfig, RunConfig
 from revisionllm.model.llama import GroundingModel, build_adapter

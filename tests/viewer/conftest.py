@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from revisionllm.eval.predictions import Cost, Moment, Prediction, WindowAnswer
+from revisionllm.records.predictions import Cost, Moment, Prediction, WindowAnswer
 
 DURATION_S = 600.0
 

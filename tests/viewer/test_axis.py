@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from revisionllm.viewer.axis import clock, ticks
+from revisionllm.records.clock import clock
+from revisionllm.viewer.axis import ticks
 
 
 @pytest.mark.parametrize(

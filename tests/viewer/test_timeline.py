@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from revisionllm.eval.predictions import Moment
+from revisionllm.records.predictions import Moment
 from revisionllm.viewer.timeline import DOTS_PER_INCH, FOUND, ROW_INCHES, TRUTH, write_timeline
 
 
@@ -70,8 +70,8 @@ def test_no_predictions_are_refused(tmp_path):
 
 
 def test_of_thousands_of_sentences_the_first_are_drawn(tmp_path):
-    from revisionllm.eval.predictions import Prediction
     from revisionllm.files import is_ours
+    from revisionllm.records.predictions import Prediction
     from revisionllm.viewer.timeline import MAX_ROWS
 
     one = Prediction("q", "v", "a dog", 60.0, True, [Moment(1.0, 3.0, 0.9)])

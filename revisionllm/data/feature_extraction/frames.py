@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from revisionllm.data.feature_store import CONTENTS, DIGEST, ROWS_PER_READ, RowsDigest
+from revisionllm.data.stores.feature_store import CONTENTS, DIGEST, ROWS_PER_READ, RowsDigest
 from revisionllm.data.video import iter_frames, probe
 from revisionllm.errors import UserError
 from revisionllm.files import read_json, sha256_of, write_json, write_text

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from revisionllm.data.annotations import read_sentences, require_good
 from revisionllm.data.feature_extraction.options import add_clip_arguments
 from revisionllm.errors import UserError
 from revisionllm.files import read_json
+from revisionllm.formats.annotations import read_sentences, require_good
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +72,7 @@ def extract_texts(
     Raises:
         UserError: `out` is something else; or a sentence is too long for the CLIP.
     """
-    from revisionllm.data.feature_writers import write_lmdb
+    from revisionllm.data.stores.feature_writers import write_lmdb
 
     out = Path(out)
     long_ones = {
@@ -118,7 +118,7 @@ def _records(
 
 def _check_existing(out: Path, wanted: dict[str, str], about: dict[str, str]) -> None:
     """Whether a store holds what is wanted (raises UserError)."""
-    from revisionllm.data.lmdb_records import LmdbRecords
+    from revisionllm.data.stores.lmdb_records import LmdbRecords
 
     if not (out / "data.mdb").is_file():
         raise UserError(f"{out} exists and is no LMDB; move it away or choose another place")

@@ -1,0 +1,1 @@
+"""Baselines, tables and figures of the demo's films."""

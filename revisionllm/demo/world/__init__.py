@@ -1,0 +1,1 @@
+"""The rendered world: plans of films, their language, their pictures."""

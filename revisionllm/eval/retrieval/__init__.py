@@ -1,0 +1,1 @@
+"""The released retrieval evaluation: its logs, its filter, its numbers."""

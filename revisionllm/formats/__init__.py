@@ -1,0 +1,1 @@
+"""One reader and writer per annotation and prediction format."""

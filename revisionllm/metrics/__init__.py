@@ -1,0 +1,1 @@
+"""Recall, mAP and the other scores, and the conventions of other evaluators."""

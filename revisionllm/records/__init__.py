@@ -1,0 +1,1 @@
+"""What is written and read: predictions, rankings, JSON lines, films and queries."""

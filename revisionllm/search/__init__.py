@@ -1,0 +1,1 @@
+"""The search of a film: levels, plans, their cost, and the searcher itself."""

@@ -1,6 +1,0 @@
-"""Lets the parity tests use the assets of the model tests."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "model"))

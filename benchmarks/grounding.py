@@ -39,12 +39,13 @@ from revisionllm.engine.decoder import Decoder
 from revisionllm.engine.dense import DenseEngine, shared_tokens
 from revisionllm.engine.reference import answer_segments
 from revisionllm.engine.segments import SegmentEngine, segment_grammar
-from revisionllm.grounding.levels import Question
+from revisionllm.grounding.levels import Level, Question
 from revisionllm.grounding.windows import Window, dense_windows, frame_feature_indices
 from revisionllm.model.base import load_tokenizer
 from revisionllm.model.config import AdapterConfig, RunConfig
 from revisionllm.model.llama import GroundingModel, build_adapter
 from revisionllm.options import Parser
+from revisionllm.records.films import Query
 from revisionllm.search.cost import ModelShape
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "tests" / "assets" / "model" / "ckpt_base"
@@ -87,12 +88,16 @@ def build_model(args: argparse.Namespace, *, long: bool) -> GroundingModel:
     return GroundingModel(llm, module, load_tokenizer(str(TOKENIZER)), run)
 
 
-class Film:
+DENSE = Level("dense", "dense", WINDOW_S, WINDOW_S / 2)
+SEGMENTS = Level("long", "segments", WINDOW_S, SEGMENT_STRIDE_S)
+
+
+class RandomFilm:
     """Random frame features of a film, and random sentences with word features about it."""
 
     def __init__(self, minutes: float, num_queries: int) -> None:
         rng = np.random.default_rng(0)
-        self.duration_s = minutes * 60.0
+        self.duration_s, self.key = minutes * 60.0, None
         self.rows = rng.standard_normal((int(self.duration_s * FEATURE_FPS), FEATURE_DIM))
         self.rows = self.rows.astype(np.float32)
         words = ["man", "dog", "car", "boy"], ["opens", "sees", "takes"], ["a door", "a hat", "it"]
@@ -102,6 +107,17 @@ class Film:
         self.words = [rng.standard_normal((8, FEATURE_DIM)).astype(np.float32)] * num_queries
         self.windows = dense_windows(self.duration_s, window_s=WINDOW_S, stride_s=WINDOW_S / 2)
         self.segments = dense_windows(self.duration_s, window_s=WINDOW_S, stride_s=SEGMENT_STRIDE_S)
+
+    def queries(self, distinct: bool = False) -> list[Query]:
+        """The sentences, each with its number behind it if they are to be distinct."""
+        return [
+            Query(str(i), f"{sentence} {i}" if distinct else sentence, words=words)
+            for i, (sentence, words) in enumerate(zip(self.sentences, self.words, strict=True))
+        ]
+
+    def window_frames(self, window: Window, config=None) -> np.ndarray:
+        """See `records.films.Film`."""
+        return self.features(window)
 
     def features(self, window: Window) -> np.ndarray:
         indices = frame_feature_indices(
@@ -163,7 +179,7 @@ class Memory:
 
 
 @torch.inference_mode()
-def plain_batch(model: GroundingModel, film: Film, steps: int, *, released: bool) -> None:
+def plain_batch(model: GroundingModel, film: RandomFilm, steps: int, *, released: bool) -> None:
     """One batch of the plain loop: prefill, then `steps` tokens."""
     before, after = model.prompt_pieces(model.question(film.sentences[0]))
     embed = model.llm.get_input_embeddings()
@@ -187,7 +203,7 @@ def plain_batch(model: GroundingModel, film: Film, steps: int, *, released: bool
         )
 
 
-def plain_dense_s(model: GroundingModel, film: Film, args, *, released: bool) -> float:
+def plain_dense_s(model: GroundingModel, film: RandomFilm, args, *, released: bool) -> float:
     """Seconds per query of the plain loop over the film, counted up from single batches."""
     count = -(-len(film.windows) // BATCH)
     with_answer = 1 - (1 - args.positive) ** BATCH  # batches that decode a span
@@ -199,7 +215,7 @@ def plain_dense_s(model: GroundingModel, film: Film, args, *, released: bool) ->
 
 
 @torch.inference_mode()
-def floor_s(model: GroundingModel, film: Film, args) -> tuple[float, float]:
+def floor_s(model: GroundingModel, film: RandomFilm, args) -> tuple[float, float]:
     """Seconds of a bare forward: per prefix, and per packed question (its own tokens alone)."""
     suffixes = [model.prompt_pieces(model.question(s))[1] for s in film.sentences]
     shared = shared_tokens([*suffixes, model.prompt_pieces(model.question("x"))[1]])
@@ -221,7 +237,7 @@ def floor_s(model: GroundingModel, film: Film, args) -> tuple[float, float]:
     return prefix / rows, question / asked
 
 
-def engine_dense(model: GroundingModel, film: Film, queries: int, args) -> dict:
+def engine_dense(model: GroundingModel, film: RandomFilm, queries: int, args) -> dict:
     """The engine over all windows for so many queries."""
     questions = [Question(query, (w,)) for query in range(queries) for w in film.windows]
     repeats = args.repeats if queries * len(film.windows) < 5000 else 1
@@ -232,7 +248,7 @@ def engine_dense(model: GroundingModel, film: Film, queries: int, args) -> dict:
     engine.decoder.positive = args.positive
     memory = Memory(args.device)
     seconds = timed(
-        lambda: engine.answer(questions, film.sentences, film.features), repeats, args.device
+        lambda: engine.answer(DENSE, questions, film, film.queries()), repeats, args.device
     )
     tokens = engine.cost.llm_tokens / repeats
     flops = 2 * ModelShape(*(SHAPES[args.shape][i] for i in (0, 1, 3))).llm_params * tokens
@@ -251,7 +267,7 @@ def retrieval_calls(num_segments: int) -> dict[int, int]:
 
 
 @torch.inference_mode()
-def plain_retrieval_s(model: GroundingModel, film: Film, args) -> float:
+def plain_retrieval_s(model: GroundingModel, film: RandomFilm, args) -> float:
     """Seconds per query of the released retrieval: every shown position is encoded every time."""
     before, after = model.prompt_pieces(model.question(film.sentences[0]))
     embed = model.llm.get_input_embeddings()
@@ -277,7 +293,7 @@ def plain_retrieval_s(model: GroundingModel, film: Film, args) -> float:
     )
 
 
-def zoomed_questions(film: Film, queries: int) -> list[Question]:
+def zoomed_questions(film: RandomFilm, queries: int) -> list[Question]:
     """The released retrieval's questions: both group sizes at every zoom, over all segments."""
     return [
         Question(query, tuple(film.segments[i : i + size // zoom]), repeat=zoom)
@@ -288,15 +304,15 @@ def zoomed_questions(film: Film, queries: int) -> list[Question]:
     ]
 
 
-def engine_segments(model: GroundingModel, film: Film, args) -> dict:
+def engine_segments(model: GroundingModel, film: RandomFilm, args) -> dict:
     """The engine over the same segment questions, for --full_queries queries."""
     queries = args.full_queries
     engine = SegmentEngine(model, budget_mb=args.budget_mb)
-    names = [f"{s} {i}" for i, s in enumerate(film.sentences[:queries])]  # all of them distinct
+    asked = film.queries(distinct=True)
     questions, answers = zoomed_questions(film, queries), []
     memory = Memory(args.device)
     seconds = timed(
-        lambda: answers.extend(engine.answer(questions, names, film.words, film.features)),
+        lambda: answers.extend(engine.answer(SEGMENTS, questions, film, asked)),
         1,
         args.device,
     )
@@ -308,14 +324,14 @@ def engine_segments(model: GroundingModel, film: Film, args) -> dict:
             segment_grammar(model, question.num_positions),
             np.stack([film.features(window) for window in question.windows]),
             film.words[question.query],
-            names[question.query],
+            asked[question.query].sentence,
             repeat=question.repeat,
         )
         assert answers[number].answer == plain[0], (answers[number], plain)
     return {"seconds": seconds, "peak_mb": peak_mb, "same": len(checked)}
 
 
-def run_dense(args: argparse.Namespace, film: Film) -> dict:
+def run_dense(args: argparse.Namespace, film: RandomFilm) -> dict:
     """Dense rows of the report."""
     model = build_model(args, long=False)
     prefix, question = floor_s(model, film, args)
@@ -332,7 +348,7 @@ def run_dense(args: argparse.Namespace, film: Film) -> dict:
     return found
 
 
-def print_dense(found: dict, film: Film, args: argparse.Namespace) -> None:
+def print_dense(found: dict, film: RandomFilm, args: argparse.Namespace) -> None:
     """One table."""
     windows = len(film.windows)
     print(f"{args.shape}, {args.dtype}, {args.device}, {args.threads} threads, {windows} windows")
@@ -353,7 +369,7 @@ def print_dense(found: dict, film: Film, args: argparse.Namespace) -> None:
         print(f"{line}, peak {row['peak_mb']:.0f} of {row['budget_mb']:.0f} MiB")
 
 
-def run_full(args: argparse.Namespace, film: Film, dense: dict) -> dict:
+def run_full(args: argparse.Namespace, film: RandomFilm, dense: dict) -> dict:
     """The released evaluation of a film against the engine's, per query."""
     model = build_model(args, long=True)
     ours = engine_segments(model, film, args)
@@ -389,7 +405,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.full and not (args.plain and args.full_queries in args.queries):
         build_parser().error("--full needs --plain, and --full_queries among --queries")
     torch.set_num_threads(args.threads)
-    film = Film(args.minutes, max([*args.queries, args.full_queries]))
+    film = RandomFilm(args.minutes, max([*args.queries, args.full_queries]))
     found = run_dense(args, film)
     print_dense(found, film, args)
     if args.full:

@@ -20,6 +20,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from revisionllm.search.searcher import Searcher, SearchOptions
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
@@ -30,6 +32,7 @@ from revisionllm.files import read_json, write_json
 from revisionllm.metrics.recall import iou_table, paired_difference
 from revisionllm.model.config import RunConfig
 from revisionllm.options import Parser
+from revisionllm.records.films import Film, Query
 from revisionllm.search.cost import (
     SPEEDS_FILE,
     VICUNA_7B,
@@ -40,7 +43,6 @@ from revisionllm.search.cost import (
 )
 from revisionllm.search.kept_answers import MemoEngine
 from revisionllm.search.plans import DEFAULT_KEEP, film_plans
-from revisionllm.search.searcher import EvalFilm, EvalQuery, FilmSearcher
 
 FIRST_SEED = 3000  # no film of training, validation, quickstart or README has it
 QUERY_COUNTS = (1, 20, 200)
@@ -75,7 +77,7 @@ def load(args: argparse.Namespace):
     return model, load_clip(model.config.clip, device=args.device)
 
 
-def demo_film(number: int, minutes: float, args, clip) -> tuple[EvalFilm, list[EvalQuery]]:
+def demo_film(number: int, minutes: float, args, clip) -> tuple[Film, list[Query]]:
     """A test film's features and queries; absent ones have `gt` []."""
     return judged_film(
         number,
@@ -88,10 +90,10 @@ def demo_film(number: int, minutes: float, args, clip) -> tuple[EvalFilm, list[E
     )
 
 
-def search(engine, film: EvalFilm, queries, plan, calibration) -> Answered:
+def search(engine, film: Film, queries, plan, calibration) -> Answered:
     """Ground the film's queries by one plan."""
-    options = {"order": plan.order, "calibration": calibration}
-    searcher = FilmSearcher(plan.levels, {"dense": engine}, "", options)
+    options = SearchOptions(calibration=calibration)
+    searcher = Searcher({"dense": engine}, engine.model.config, options, lambda *_: plan)
     return Answered(film.vid, film.duration_s, searcher.ground(film, queries))
 
 
@@ -305,11 +307,11 @@ def run_seconds(args: argparse.Namespace) -> dict:
     return {"device": device, "speeds": found, "rows": seconds}
 
 
-def _timed_search(grounder, plan, film: EvalFilm, queries: list[EvalQuery]) -> tuple:
+def _timed_search(grounder, plan, film: Film, queries: list[Query]) -> tuple:
     """Seconds, counted work and predictions of one search, of which nothing is kept."""
-    options = {"calibration": grounder.calibration, "order": plan.order}
-    searcher = FilmSearcher(plan.levels, grounder.engines, "", options)
-    unkept = EvalFilm(film.vid, film.rows, film.feature_fps, film.duration_s)
+    options = SearchOptions(calibration=grounder.calibration)
+    searcher = Searcher(grounder.engines, grounder.model.config, options, lambda *_: plan)
+    unkept = Film(film.vid, film.features, film.feature_fps, film.duration_s)
     started = time.perf_counter()
     answers = searcher.ground(unkept, queries)
     spent = time.perf_counter() - started
@@ -324,7 +326,7 @@ def _timed_search(grounder, plan, film: EvalFilm, queries: list[EvalQuery]) -> t
     return spent, cost.flops, answers
 
 
-def _speeds(grounder, plans: dict, runs: dict, film: EvalFilm, queries: list) -> dict[str, float]:
+def _speeds(grounder, plans: dict, runs: dict, film: Film, queries: list) -> dict[str, float]:
     """Seconds per TFLOP of each part, out of the runs of `run_seconds`."""
     import torch
 
@@ -346,8 +348,8 @@ def _speeds(grounder, plans: dict, runs: dict, film: EvalFilm, queries: list) ->
         spent = _timed(lambda: long_model.embed_frames(frames, words, output="segment").cpu())
     found["adapter"] = spent / (148 * shape.adapter_flops) * 1e12
     features = np.stack([query.feature for query in queries])
-    spent = _timed(lambda: frame_cosines(film.rows, features))
-    found["cosine"] = spent / (2 * film.rows.size * len(queries)) * 1e12
+    spent = _timed(lambda: frame_cosines(film.features, features))
+    found["cosine"] = spent / (2 * film.features.size * len(queries)) * 1e12
 
     name = next(name for name in plans if name.startswith("long"))
     spent, flops, answers = runs[name, len(queries)]

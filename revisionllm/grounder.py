@@ -18,13 +18,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from revisionllm.constants import MAX_SENTENCE
 from revisionllm.errors import UserError
+from revisionllm.records.films import Film
 from revisionllm.search.plans import (
     COSINE_WEIGHT,
     DEFAULT_KEEP,
@@ -48,27 +48,6 @@ DEMO_WEIGHTS = next(
 DEFAULT_CHECKPOINT = DEMO_WEIGHTS / "dense"
 DEFAULT_LONG_RUNS = (DEMO_WEIGHTS / "long_100", DEMO_WEIGHTS / "long_33")
 SEARCHES = ("planned", "recursive", "exhaustive")
-
-
-@dataclass(frozen=True)
-class Film:
-    """A film ready to be searched: frame features with their rate and clock.
-
-    Attributes:
-        vid: name used in predictions.
-        features: [T, D]; row i is the frame at i / feature_fps seconds.
-        duration_s: length in seconds.
-        video_path: the file, if there is one.
-        key: names these very features; what was computed for them is kept for the next sentences.
-            None: nothing is kept.
-    """
-
-    vid: str
-    features: np.ndarray
-    feature_fps: float
-    duration_s: float
-    video_path: Path | None = None
-    key: str | None = None
 
 
 def default_features_dir() -> Path:
@@ -221,7 +200,7 @@ class Grounder:
         file = extract_features(path, self.clip, feature_fps=fps, out_path=out, progress=progress)
         rows = np.load(file.path, mmap_mode="r", allow_pickle=False)
         kept = f"{file.path} {os.stat(file.path).st_mtime_ns}"
-        return Film(path.stem, rows, fps, file.duration_s, path, kept)
+        return Film(path.stem, rows, fps, file.duration_s, key=kept, video_path=path)
 
     # --- search ----------------------------------------------------------------------------------
 
@@ -272,26 +251,28 @@ class Grounder:
         Raises:
             UserError: an empty sentence, or one longer than CLIP's text encoder takes.
         """
-        from revisionllm.search.searcher import EvalFilm, EvalQuery, PlannedSearcher
+        from revisionllm.records.films import Query
+        from revisionllm.search.plans import Planner
+        from revisionllm.search.searcher import Searcher, SearchOptions
 
         check_sentences(sentences)
-        words, texts = self.clip.encode_texts(list(sentences))
-        searcher = PlannedSearcher(
-            (),
+        words, features = self.clip.encode_texts(list(sentences))
+        searcher = Searcher(
             self.engines,
-            self.run,
-            {"calibration": self.calibration, "threshold": threshold, "top_k": top_k},
-            plans=lambda duration_s: self.plans(duration_s, search, keep),
-            shape=self._shape,
-            quiet=not verbose,
+            self.model.config,
+            SearchOptions(threshold=threshold, top_k=top_k, calibration=self.calibration),
+            Planner(
+                lambda duration_s: self.plans(duration_s, search, keep),
+                self._shape,
+                self.model.device.type,
+                quiet=not verbose,
+            ),
+            run=self.run,
         )
-        rows = np.asarray(film.features, dtype=np.float32)
         queries = [
-            EvalQuery(f"{film.vid}_{number:03d}", sentence, words=word.numpy(), feature=text)
-            for number, (sentence, word, text) in enumerate(
-                zip(sentences, words, texts.numpy(), strict=True)
+            Query(f"{film.vid}_{number:03d}", sentence, words=word.numpy(), feature=feature)
+            for number, (sentence, word, feature) in enumerate(
+                zip(sentences, words, features.numpy(), strict=True)
             )
         ]
-        return searcher.ground(
-            EvalFilm(film.vid, rows, film.feature_fps, film.duration_s, film.key), queries
-        )
+        return searcher.ground(film, queries)

@@ -46,7 +46,7 @@ def sentence_rows(clip, sentences: Sequence[str]) -> list:
     """What the adapter reads of sentences, a tensor [L, D] each."""
     import torch
 
-    from revisionllm.model.queries import query_rows
+    from revisionllm.records.films import query_rows
 
     distinct = list(dict.fromkeys(sentences))
     words, features = clip.encode_texts(distinct)

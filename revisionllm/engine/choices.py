@@ -86,7 +86,7 @@ class Ask:
     def entropy(self) -> float:
         """Mean entropy of the answer, nats; of an explored one, which is still "Not Present" (or
         "no"), that of its one decision."""
-        return scores.answer_entropy(self.entropies[:1] if self.absent else self.entropies).mean
+        return scores.mean_entropy(self.entropies[:1] if self.absent else self.entropies)
 
     def weighted_states(self) -> dict[State, float]:
         """The answer's final state (weight 1), then those of `answers` by falling weight: their

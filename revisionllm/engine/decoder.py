@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 from transformers import LlamaForCausalLM
 
+from revisionllm.engine import EngineCost
 from revisionllm.engine.attention import Group, KeyValues, QuestionPass
 from revisionllm.engine.choices import Ask, Choices, choose, decide
 from revisionllm.engine.prefixes import Budget, PrefixBatch
@@ -24,23 +25,6 @@ from revisionllm.grounding.answers import State
 from revisionllm.grounding.scores import log_softmax
 
 HELD_BATCHES = 2  # prefix batches that may wait for their answers to be decoded
-
-
-@dataclass
-class EngineCost:
-    """Work done so far.
-
-    Attributes:
-        prefixes: prompts whose beginning went through the LLM.
-        segments: segments that went through the adapter, once per query.
-        llm_tokens: tokens that went through the LLM, prefixes included.
-        seconds: wall clock inside `answer`.
-    """
-
-    prefixes: int = 0
-    segments: int = 0
-    llm_tokens: int = 0
-    seconds: float = 0.0
 
 
 @dataclass

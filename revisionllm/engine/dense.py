@@ -14,22 +14,24 @@ Answers equal those of `reference.answer_one`, one query and one window at a tim
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from revisionllm.engine import EngineCost
 from revisionllm.engine.attention import packed_attention
 from revisionllm.engine.choices import Ask, Choices
-from revisionllm.engine.decoder import Decoder, EngineCost
+from revisionllm.engine.decoder import Decoder
 from revisionllm.engine.prefixes import Budget, PrefixBatch, run_prefixes
 from revisionllm.grounding.answers import NOT_PRESENT, AnswerGrammar
-from revisionllm.grounding.levels import Question, SpanCandidate, WindowAnswer
+from revisionllm.grounding.levels import Level, Question, SpanCandidate, WindowAnswer
 from revisionllm.grounding.windows import Window, labels_to_span
 from revisionllm.model.llama import GroundingModel
 from revisionllm.model.prompts import encode_answer
+from revisionllm.records.films import Film, Query
 
 WindowFeatures = Callable[[Window], np.ndarray]
 # sentences that begin differently: what their questions share is the question's wording
@@ -92,38 +94,31 @@ class DenseEngine:
             num_candidates=num_candidates,
         )
         self._before = model.prompt_pieces(model.question("x"))[0]
-        self._film: Hashable | None = None
+        self._film: str | None = None
         self._kept: list[PrefixBatch] = []
 
     def answer(
-        self,
-        questions: Sequence[Question],
-        sentences: Sequence[str],
-        features: WindowFeatures,
-        *,
-        film: Hashable | None = None,
+        self, level: Level, questions: Sequence[Question], film: Film, queries: Sequence[Query]
     ) -> list[WindowAnswer]:
-        """Answer dense questions.
+        """Answer dense questions; see `Engine.answer`.
 
-        Args:
-            questions: what to ask; `question.query` counts into `sentences`.
-            sentences: one per query.
-            features: gives a window's frame features, float [F, D]; called in another thread.
-            film: names the film; as long as it stays the same, prefixes are kept for the next call
-                as far as the budget allows. None: nothing is kept.
-
-        Returns:
-            One answer per question, in the same order.
+        Prefixes are kept for the next call about the same film as far as the budget allows. The
+        film's frames are read in another thread.
         """
         started = time.perf_counter()
-        if film is None or film != self._film:
+        if film.key is None or film.key != self._film:
             self._kept = []
-        self._film = film
+        self._film = film.key
+        sentences = [query.sentence for query in queries]
+
+        def features(window: Window) -> np.ndarray:
+            return film.window_frames(window, self.model.config)
+
         answers: list[WindowAnswer | None] = [None] * len(questions)
         with torch.inference_mode(), packed_attention(self.model.llm):
             for ask in self.decoder.run(self._work(questions, sentences, features)):
                 answers[ask.position] = self._to_answer(ask, questions[ask.position].window)
-        if film is None:
+        if film.key is None:
             self._kept = []
         self.cost.seconds += time.perf_counter() - started
         return answers

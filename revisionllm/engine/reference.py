@@ -68,4 +68,4 @@ def _answer(model, grammar: AnswerGrammar, visual_1NH: torch.Tensor, sentence: s
             presence = scores.presence(logits, allowed, grammar.absent_token)
         tokens.append(int(allowed[logits[allowed].argmax()]))
         state = grammar.advance(state, tokens[-1])
-    return grammar.text(state), tokens, presence, scores.answer_entropy(entropies).mean
+    return grammar.text(state), tokens, presence, scores.mean_entropy(entropies)

@@ -12,23 +12,25 @@ Legend: S shown segments, F frames of a segment, D feature dim, L words, H LLM w
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from revisionllm.engine import EngineCost
 from revisionllm.engine.attention import packed_attention
 from revisionllm.engine.choices import Ask, Choices
-from revisionllm.engine.decoder import Decoder, EngineCost
-from revisionllm.engine.dense import WindowFeatures, span_grammar
+from revisionllm.engine.decoder import Decoder
+from revisionllm.engine.dense import span_grammar
 from revisionllm.engine.prefixes import Budget, PrefixBatch, run_prefixes
 from revisionllm.grounding.answers import NO, NOT_PRESENT, AnswerGrammar, Span, parse_yes_no
-from revisionllm.grounding.levels import Question, SpanCandidate, WindowAnswer
+from revisionllm.grounding.levels import Level, Question, SpanCandidate, WindowAnswer
 from revisionllm.grounding.windows import Window, labels_to_span
 from revisionllm.model.llama import GroundingModel
 from revisionllm.model.prompts import encode_answer
+from revisionllm.records.films import Film, Query
 
 ADAPTER_FRAMES = {"cpu": 4096, "cuda": 65536}  # frames of one adapter forward
 
@@ -117,37 +119,28 @@ class SegmentEngine:
         self._listing = {"explore": explore, "num_candidates": num_candidates}
         self._decoders: dict[int, Decoder] = {}
         self._before = model.prompt_pieces(model.question("x"))[0]
-        self._film: Hashable | None = None
+        self._film: str | None = None
         self._tokens: dict[tuple[str, Window], Tensor] = {}
 
     def answer(
-        self,
-        questions: Sequence[Question],
-        sentences: Sequence[str],
-        words: Sequence[np.ndarray],
-        features: WindowFeatures,
-        *,
-        film: Hashable | None = None,
-        narrow: bool = False,
+        self, level: Level, questions: Sequence[Question], film: Film, queries: Sequence[Query]
     ) -> list[WindowAnswer]:
-        """Answer questions over segments.
+        """Answer questions over segments; see `Engine.answer`.
 
-        Args:
-            questions: what to ask; `question.query` counts into `sentences` and `words`.
-            sentences: one per query.
-            words: word features [L, D] of each query.
-            features: gives a segment's frame features [F, D]; called in another thread.
-            film: names the film; as long as it stays the same, segment tokens are kept for the
-                next call (another level, say). None: nothing is kept.
-            narrow: see `levels.Level`.
-
-        Returns:
-            One answer per question, in the same order.
+        Segment tokens are kept for the next call about the same film (another level, say). The
+        film's frames are read in another thread.
         """
         started = time.perf_counter()
-        if film is None or film != self._film:
+        if film.key is None or film.key != self._film:
             self._tokens = {}
-        self._film = film
+        self._film = film.key
+        config = self.model.config
+        sentences = [query.sentence for query in queries]
+        words = [query.rows_for(config) for query in queries]
+
+        def features(window: Window) -> np.ndarray:
+            return film.window_frames(window, config)
+
         answers: list[WindowAnswer | None] = [None] * len(questions)
         with torch.inference_mode():
             self._encode(questions, sentences, words, features)
@@ -156,9 +149,9 @@ class SegmentEngine:
                     decoder = self._decoder(questions[positions[0]].num_positions)
                     for ask in decoder.run(self._work(decoder, positions, questions, sentences)):
                         answers[ask.position] = self._to_answer(
-                            decoder, ask, questions[ask.position], narrow
+                            decoder, ask, questions[ask.position], level.narrow
                         )
-        if film is None or self._token_bytes() > self.budget.total // 4:
+        if film.key is None or self._token_bytes() > self.budget.total // 4:
             self._tokens = {}
         self.cost.seconds += time.perf_counter() - started
         return answers

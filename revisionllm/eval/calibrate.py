@@ -31,8 +31,9 @@ from revisionllm.grounding.calibration import (
     fit_logistic,
     to_dict,
 )
+from revisionllm.grounding.levels import Moment
 from revisionllm.metrics.recall import span_iou
-from revisionllm.records.predictions import Moment, Prediction, read_predictions
+from revisionllm.records.predictions import Prediction, read_predictions
 
 PARTS = ("log_odds", "entropy", "cosine", "support", "second_look", "seen_twice")
 RIGHT_IOU = 0.3

@@ -75,7 +75,9 @@ def make_searcher(args: argparse.Namespace):
     """Load the run; one segment level, behind recorded dense answers if there are any."""
     from revisionllm.engine.segments import SegmentEngine
     from revisionllm.grounding.levels import Level
-    from revisionllm.search.searcher import FilmSearcher, RecordedEngine, recorded_answers
+    from revisionllm.search.cost import Plan
+    from revisionllm.search.plans import Planner
+    from revisionllm.search.searcher import RecordedEngine, Searcher
 
     model = load_run(args)
     config = model.config
@@ -95,14 +97,14 @@ def make_searcher(args: argparse.Namespace):
         fill_groups=True,
     )
     engines = {name: SegmentEngine(model, budget_mb=args.budget_mb)}
-    options = search_options(args) | {"order": "exhaustive", "shuffle_seed": args.shuffle_seed}
-    levels = [level]
+    plan = Plan("segments", (level,), "exhaustive")
     if args.grounding_path:
-        dense, windows = _recorded_level(args.grounding_path, config, args.data_path)
-        levels = [dense, level]
-        engines["recorded"] = RecordedEngine(recorded_answers(windows))
-        options["order"] = "coarse_to_fine"
-    return FilmSearcher(levels, engines, Path(args.checkpoint).name, options, only_positive=True)
+        dense, predictions = _recorded_level(args.grounding_path, config, args.data_path)
+        plan = Plan("segments", (dense, level))
+        engines["recorded"] = RecordedEngine(predictions)
+    options = search_options(args, shuffle_seed=args.shuffle_seed, only_positive=True)
+    planner = Planner(lambda _duration_s: [plan])
+    return Searcher(engines, config, options, planner, Path(args.checkpoint).name)
 
 
 def _compare_segments(args: argparse.Namespace, trained: int) -> None:

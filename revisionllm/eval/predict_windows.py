@@ -91,8 +91,8 @@ def predict_as_released(args: argparse.Namespace) -> None:
 def make_searcher(args: argparse.Namespace):
     """Load the run; one level, every window."""
     from revisionllm.engine.dense import DenseEngine
-    from revisionllm.grounding.levels import Level
-    from revisionllm.search.searcher import FilmSearcher
+    from revisionllm.search.plans import every_window
+    from revisionllm.search.searcher import Searcher
 
     model = load_run(args)
     engine = DenseEngine(
@@ -101,11 +101,12 @@ def make_searcher(args: argparse.Namespace):
         explore=args.explore,
         num_candidates=args.num_candidates,
     )
-    config = model.config
-    level = Level("dense", "dense", config.window_s, args.stride_s or config.stride_s)
-    options = search_options(args) | {"order": "exhaustive"}
-    return FilmSearcher(
-        [level], {"dense": engine}, Path(args.checkpoint).name, options, refine_top=args.refine
+    return Searcher(
+        {"dense": engine},
+        model.config,
+        search_options(args, refine_top=args.refine),
+        every_window(model.config, args.stride_s),
+        Path(args.checkpoint).name,
     )
 
 

@@ -32,7 +32,8 @@ from revisionllm.records.predictions import PredictionWriter, merge_shards, read
 
 if TYPE_CHECKING:
     from revisionllm.formats.annotations import Annotation
-    from revisionllm.search.searcher import EvalFilm, EvalQuery, FilmSearcher
+    from revisionllm.records.films import Film, Query
+    from revisionllm.search.searcher import Searcher, SearchOptions
 
 FROM_CLIP, NO_TEXT = "clip", "none"
 
@@ -116,7 +117,7 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, defaults: Predicti
 def predict_all(
     args: argparse.Namespace,
     defaults: PredictionDefaults,
-    make_searcher: Callable[[argparse.Namespace], FilmSearcher],
+    make_searcher: Callable[[argparse.Namespace], Searcher],
     *,
     script: Sequence[str],
     argv: Sequence[str],
@@ -284,15 +285,16 @@ def _predict_shard(args, annotations, films, path: Path, make_searcher) -> None:
                     log.clear()
 
 
-def _prepare(args, films, make_searcher) -> tuple[FilmSearcher, FeatureSource]:
+def _prepare(args, films, make_searcher) -> tuple[Searcher, FeatureSource]:
     from revisionllm.data.stores.feature_store import open_features
 
     store = open_features(args.features)
     searcher = make_searcher(args)
     _check_features(store, [vid for vid, _ in films], searcher.config, args)
-    source = FeatureSource(store, searcher.config, args, searcher.needs_words)
+    kinds = searcher.plan_for.kinds()
+    source = FeatureSource(store, searcher.config, args, "segments" in kinds)
     # sentences too long for the CLIP have no features; dense windows can be asked all the same
-    source.text_is_optional = args.skip_bad and not searcher.needs_text
+    source.text_is_optional = args.skip_bad and kinds == {"dense"}
     return searcher, source
 
 
@@ -359,9 +361,9 @@ class FeatureSource:
         elif needs_words:
             raise UserError("segments need the words of the queries: --text_features none")
 
-    def film(self, vid: str, duration_s: float) -> EvalFilm:
+    def film(self, vid: str, duration_s: float) -> Film:
         """A film's features. Raises UserError if they are missing, damaged or of another length."""
-        from revisionllm.search.searcher import EvalFilm
+        from revisionllm.records.films import Film
         from revisionllm.train.dataset import length_problem
 
         fps = float(self.store.metadata(vid).get("feature_fps", self.config.feature_fps))
@@ -369,16 +371,16 @@ class FeatureSource:
         if wrong:
             raise UserError(f"film {vid!r}: {wrong} at {fps:g} per second")
         rows = self.store.read(vid)
-        return EvalFilm(vid, rows, fps, duration_s, key=vid)
+        return Film(vid, rows, fps, duration_s, key=vid)
 
-    def query(self, annotation: Annotation) -> EvalQuery:
+    def query(self, annotation: Annotation) -> Query:
         """A query with its text features. Raises UserError if they are missing."""
         import numpy as np
 
         from revisionllm.data.stores.lmdb_records import read_query
-        from revisionllm.search.searcher import EvalQuery
+        from revisionllm.records.films import Query
 
-        query = EvalQuery(annotation.query_id, annotation.sentence, annotation.spans_s)
+        query = Query(annotation.query_id, annotation.sentence, annotation.spans_s)
         if self._records is not None:
             try:
                 words, feature = read_query(self._records, annotation.query_id)
@@ -403,7 +405,7 @@ def _film_predictions(
     Batches are cut alike whatever is done already, and those that are done whole are left out: last
     digits may depend on the company in which a query is asked.
     """
-    from revisionllm.search.searcher import EvalQuery
+    from revisionllm.records.films import Query
 
     if all(annotation.query_id in done for annotation in asked):
         return
@@ -411,7 +413,7 @@ def _film_predictions(
 
     def failures(annotations, error: Exception) -> list[Any]:
         reason = " ".join(str(error).split()) or type(error).__name__
-        queries = [EvalQuery(a.query_id, a.sentence, a.spans_s) for a in annotations]
+        queries = [Query(a.query_id, a.sentence, a.spans_s) for a in annotations]
         return [searcher.failed(vid, duration_s, query, reason) for query in queries]
 
     try:
@@ -476,16 +478,18 @@ def load_run(args: argparse.Namespace):
     return model
 
 
-def search_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Options of `search_many` that the flags set, with the checkpoint's calibration."""
+def search_options(args: argparse.Namespace, **others: Any) -> SearchOptions:
+    """What the flags say of the search, with the checkpoint's calibration."""
     from revisionllm.model.config import read_calibration
+    from revisionllm.search.searcher import SearchOptions
 
-    return {
-        "threshold": args.threshold,
-        "top_k": args.top_k,
-        "nms_iou": args.nms_iou,
-        "calibration": read_calibration(args.checkpoint),
-    }
+    return SearchOptions(
+        threshold=args.threshold,
+        top_k=args.top_k,
+        nms_iou=args.nms_iou,
+        calibration=read_calibration(args.checkpoint),
+        **others,
+    )
 
 
 def print_scores(path: Path) -> None:

@@ -32,12 +32,13 @@ from revisionllm.search.plans import (
     COSINE_WEIGHT,
     DEFAULT_KEEP,
     LONG_KEEP,
+    Planner,
     film_plans,
     llm_shape,
     long_level,
     long_listing,
 )
-from revisionllm.search.searcher import PlannedSearcher
+from revisionllm.search.searcher import Searcher
 
 DEFAULTS = PredictionDefaults(checkpoint="checkpoints/mad_stage1_dense", stage="search")
 
@@ -77,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shuffle_seed", type=int, help="show segments in a seeded order; unset: film order")
 
 
-def make_searcher(args: argparse.Namespace) -> PlannedSearcher:
+def make_searcher(args: argparse.Namespace) -> Searcher:
     """Load the dense run and the long runs, and lay out the plans."""
     from revisionllm.engine.dense import DenseEngine
 
@@ -104,14 +105,14 @@ def make_searcher(args: argparse.Namespace) -> PlannedSearcher:
         )
         return _chosen(found, args.plan)
 
-    return PlannedSearcher(
-        levels=plans(3600.0)[0].levels,  # refuses a wrong --plan before any film is read
-        engines={"dense": engine, **engines},
-        run=Path(args.checkpoint).name,
-        options=search_options(args) | {"shuffle_seed": args.shuffle_seed},
-        refine_top=args.refine,
-        plans=plans,
-        shape=llm_shape(model, [engines[level.name].model.config for level in long_levels]),
+    plans(3600.0)  # refuses a wrong --plan before any film is read
+    configs = [engines[level.name].model.config for level in long_levels]
+    return Searcher(
+        {"dense": engine, **engines},
+        model.config,
+        search_options(args, shuffle_seed=args.shuffle_seed, refine_top=args.refine),
+        Planner(plans, llm_shape(model, configs), model.device.type),
+        Path(args.checkpoint).name,
     )
 
 

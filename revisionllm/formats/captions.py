@@ -30,28 +30,28 @@ from revisionllm.records.jsonl import (
     number_field,
     span_rows,
 )
-from revisionllm.records.rankings import Query
+from revisionllm.records.rankings import LabelledQuery
 
 
-def read_activitynet(path: Path) -> Found[Query]:
+def read_activitynet(path: Path) -> Found[LabelledQuery]:
     """Read ActivityNet Captions annotations."""
     items = ((f"video {vid}", (vid, record)) for vid, record in read_object(path).items())
     return parse_items(path, items, _video)
 
 
-def _video(item: tuple[str, Any]) -> list[Query]:
+def _video(item: tuple[str, Any]) -> list[LabelledQuery]:
     vid, record = item
     sentences, times = field(record, "sentences", list), field(record, "timestamps", list)
     if len(sentences) != len(times) or not all(isinstance(text, str) for text in sentences):
         raise BadRecord(f"{len(sentences)} sentences but {len(times)} timestamps")
     duration_s, spans = number_field(record, "duration"), span_rows(times, "timestamps")
     return [
-        Query(f"{vid}_{index}", vid, sentence, duration_s, spans[index : index + 1])
+        LabelledQuery(f"{vid}_{index}", vid, sentence, duration_s, spans[index : index + 1])
         for index, sentence in enumerate(sentences)
     ]
 
 
-def write_activitynet(path: Path, queries: Sequence[Query]) -> None:
+def write_activitynet(path: Path, queries: Sequence[LabelledQuery]) -> None:
     """Write ActivityNet Captions annotations."""
     document: dict[str, dict[str, Any]] = {}
     for query in queries:
@@ -62,9 +62,9 @@ def write_activitynet(path: Path, queries: Sequence[Query]) -> None:
     write_document(path, document)
 
 
-def read_charades(path: Path) -> Found[Query]:
+def read_charades(path: Path) -> Found[LabelledQuery]:
     """Read a Charades-STA text file."""
-    queries: list[Query] = []
+    queries: list[LabelledQuery] = []
     problems: list[Problem] = []
     seen: Counter[str] = Counter()
     for number, line in enumerate(_text_lines(path), 1):
@@ -75,7 +75,7 @@ def read_charades(path: Path) -> Found[Query]:
         except BadRecord as error:
             problems.append(Problem(str(path), number, str(error)))
             continue
-        queries.append(Query(f"{vid}_{seen[vid]}", vid, sentence, None, span))
+        queries.append(LabelledQuery(f"{vid}_{seen[vid]}", vid, sentence, None, span))
         seen[vid] += 1
     return queries, problems
 
@@ -101,7 +101,7 @@ def _charades_line(line: str) -> tuple[str, str, Any]:
     return words[0], sentence, one_span(times, "times")
 
 
-def write_charades(path: Path, queries: Sequence[Query]) -> None:
+def write_charades(path: Path, queries: Sequence[LabelledQuery]) -> None:
     """Write a Charades-STA text file."""
     lines = []
     for query in queries:

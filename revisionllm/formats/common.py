@@ -23,7 +23,7 @@ from revisionllm.records.jsonl import (
     read_json,
     span_rows,
 )
-from revisionllm.records.rankings import NO_SPANS, Query, Ranking, problem_at
+from revisionllm.records.rankings import NO_SPANS, LabelledQuery, Ranking, problem_at
 
 Item = TypeVar("Item")
 Found = tuple[list[Item], list[Problem]]
@@ -106,7 +106,7 @@ def true_spans(spans: Any, what: str) -> np.ndarray:
     return NO_SPANS if spans == [] else one_span(spans, what)
 
 
-def single(query: Query, format_name: str) -> list[float]:
+def single(query: LabelledQuery, format_name: str) -> list[float]:
     """The one true span of a query, for formats that hold exactly one (raises UserError)."""
     spans = all_spans(query, format_name)
     if len(spans) != 1:
@@ -116,19 +116,19 @@ def single(query: Query, format_name: str) -> list[float]:
     return spans[0]
 
 
-def at_most_one(query: Query, format_name: str) -> list[float]:
+def at_most_one(query: LabelledQuery, format_name: str) -> list[float]:
     """The one true span of a query; [] where it is true of nothing (raises UserError)."""
     return single(query, format_name) if all_spans(query, format_name) else []
 
 
-def all_spans(query: Query, format_name: str) -> list[list[float]]:
+def all_spans(query: LabelledQuery, format_name: str) -> list[list[float]]:
     """The true spans of a query (raises UserError where the source does not say them)."""
     if not query.labelled:
         raise UserError(f"{format_name} needs the true spans; query {query.qid} comes without")
     return query.spans.tolist()
 
 
-def duration_of(item: Query | Ranking, format_name: str) -> float:
+def duration_of(item: LabelledQuery | Ranking, format_name: str) -> float:
     """The film's length, for formats that must say it (raises UserError)."""
     if item.duration_s is None:
         raise UserError(

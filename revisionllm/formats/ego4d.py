@@ -26,12 +26,12 @@ from revisionllm.formats.common import (
     write_document,
 )
 from revisionllm.records.jsonl import BadRecord, number_field, text_field
-from revisionllm.records.rankings import Query, Ranking
+from revisionllm.records.rankings import LabelledQuery, Ranking
 
 TIMES = ("clip_start_sec", "clip_end_sec")
 
 
-def read_queries(path: Path) -> Found[Query]:
+def read_queries(path: Path) -> Found[LabelledQuery]:
     """Read NLQ annotations."""
     return parse_items(path, _language_queries(read_object(path)), _query)
 
@@ -53,7 +53,7 @@ def _objects(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _query(item: tuple[dict, dict, Any, int, dict]) -> Query:
+def _query(item: tuple[dict, dict, Any, int, dict]) -> LabelledQuery:
     video, clip, uid, index, record = item
     if not isinstance(uid, str):
         raise BadRecord("field 'annotation_uid' is missing")
@@ -61,7 +61,7 @@ def _query(item: tuple[dict, dict, Any, int, dict]) -> Query:
     times = [number_field(record, name) for name in TIMES]
     extra = {"video_uid": video.get("video_uid"), "annotation_uid": uid, "query_idx": index}
     extra["video_start_s"] = number_field(clip, "video_start_sec")
-    return Query(
+    return LabelledQuery(
         qid=f"{uid}_{index}",
         vid=text_field(clip, "clip_uid"),
         query=field(record, "query", str),
@@ -71,7 +71,7 @@ def _query(item: tuple[dict, dict, Any, int, dict]) -> Query:
     )
 
 
-def write_queries(path: Path, queries: Sequence[Query]) -> None:
+def write_queries(path: Path, queries: Sequence[LabelledQuery]) -> None:
     """Write NLQ annotations (one annotation per `<annotation_uid>`)."""
     videos: dict[str, dict[str, dict[str, list]]] = {}
     clips: dict[str, dict[str, Any]] = {}

@@ -33,18 +33,18 @@ from revisionllm.records.jsonl import (
     text_field,
     write_json_lines,
 )
-from revisionllm.records.rankings import Query, Ranking
+from revisionllm.records.rankings import LabelledQuery, Ranking
 
 QUERY_FIELDS = ("qid", "video_id", "question", "correct_interval", "video_duration_s", "duration_s")
 
 
-def read_queries(path: Path) -> Found[Query]:
+def read_queries(path: Path) -> Found[LabelledQuery]:
     """Read the data set's records (JSON list or JSONL)."""
     return parse_lines(path, _query)
 
 
-def _query(record: Any) -> Query:
-    return Query(
+def _query(record: Any) -> LabelledQuery:
+    return LabelledQuery(
         qid=text_field(record, "qid"),
         vid=text_field(record, "video_id"),
         query=field(record, "question", str),
@@ -54,7 +54,7 @@ def _query(record: Any) -> Query:
     )
 
 
-def write_queries(path: Path, queries: Sequence[Query]) -> None:
+def write_queries(path: Path, queries: Sequence[LabelledQuery]) -> None:
     """Write the data set's records as JSONL (`duration_s` is the event's length)."""
     rows = []
     for query in queries:

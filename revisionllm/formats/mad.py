@@ -26,18 +26,18 @@ from revisionllm.formats.common import (
     write_document,
 )
 from revisionllm.records.jsonl import number_field, text_field, write_json_lines
-from revisionllm.records.rankings import Query, Ranking
+from revisionllm.records.rankings import LabelledQuery, Ranking
 
 
-def read_queries(path: Path) -> Found[Query]:
+def read_queries(path: Path) -> Found[LabelledQuery]:
     """Read MAD's official annotations."""
     items = ((f"query {qid}", (qid, record)) for qid, record in read_object(path).items())
     return parse_items(path, items, _query)
 
 
-def _query(item: tuple[str, Any]) -> Query:
+def _query(item: tuple[str, Any]) -> LabelledQuery:
     qid, record = item
-    return Query(
+    return LabelledQuery(
         qid=qid,
         vid=text_field(record, "movie"),
         query=field(record, "sentence", str),
@@ -47,7 +47,7 @@ def _query(item: tuple[str, Any]) -> Query:
     )
 
 
-def write_queries(path: Path, queries: Sequence[Query]) -> None:
+def write_queries(path: Path, queries: Sequence[LabelledQuery]) -> None:
     """Write MAD's official annotations; unknown extended timestamps repeat the timestamps."""
     document = {}
     for query in queries:
@@ -62,13 +62,13 @@ def write_queries(path: Path, queries: Sequence[Query]) -> None:
     write_document(path, document)
 
 
-def read_cone_queries(path: Path) -> Found[Query]:
+def read_cone_queries(path: Path) -> Found[LabelledQuery]:
     """Read CONE's annotations (MAD and Ego4D-NLQ)."""
     return parse_lines(path, _cone_query)
 
 
-def _cone_query(record: Any) -> Query:
-    return Query(
+def _cone_query(record: Any) -> LabelledQuery:
+    return LabelledQuery(
         qid=text_field(record, "query_id"),
         vid=text_field(record, "clip_id"),
         query=field(record, "query", str),
@@ -78,7 +78,7 @@ def _cone_query(record: Any) -> Query:
     )
 
 
-def write_cone_queries(path: Path, queries: Sequence[Query]) -> None:
+def write_cone_queries(path: Path, queries: Sequence[LabelledQuery]) -> None:
     """Write CONE's annotations."""
     write_json_lines(
         path,

@@ -35,12 +35,12 @@ from revisionllm.records.jsonl import (
     text_field,
     write_json_lines,
 )
-from revisionllm.records.rankings import NO_SPANS, Query, Ranking
+from revisionllm.records.rankings import NO_SPANS, LabelledQuery, Ranking
 
 QUERY_FIELDS = ("qid", "query", "duration", "vid", "relevant_windows")
 
 
-def read_queries(path: Path) -> Found[Query]:
+def read_queries(path: Path) -> Found[LabelledQuery]:
     """Read annotations, one query or (VidChapters training) one video per line."""
     queries, problems = parse_lines(path, _queries)
     if any(query.labelled for query in queries):  # then one without windows lacks them
@@ -52,10 +52,10 @@ def read_queries(path: Path) -> Found[Query]:
     return queries, problems
 
 
-def _queries(record: Any) -> Query | list[Query]:
+def _queries(record: Any) -> LabelledQuery | list[LabelledQuery]:
     if isinstance(record, dict) and isinstance(record.get("query"), list):
         return _video(record)
-    return Query(
+    return LabelledQuery(
         qid=text_field(record, "qid"),
         vid=text_field(record, "vid"),
         query=field(record, "query", str),
@@ -73,18 +73,20 @@ def _true_spans(record: dict[str, Any]) -> np.ndarray:
     return span_rows(record["relevant_windows"], "relevant_windows")
 
 
-def _video(record: dict[str, Any]) -> list[Query]:
+def _video(record: dict[str, Any]) -> list[LabelledQuery]:
     vid, duration_s = text_field(record, "vid"), number_field(record, "duration")
     sentences, windows = record["query"], field(record, "relevant_windows", list)
     if len(sentences) != len(windows) or not all(isinstance(text, str) for text in sentences):
         raise BadRecord(f"{len(sentences)} queries but {len(windows)} relevant_windows")
     return [
-        Query(f"{vid}_{index}", vid, sentence, duration_s, span_rows(spans, "relevant_windows"))
+        LabelledQuery(
+            f"{vid}_{index}", vid, sentence, duration_s, span_rows(spans, "relevant_windows")
+        )
         for index, (sentence, spans) in enumerate(zip(sentences, windows, strict=True))
     ]
 
 
-def write_queries(path: Path, queries: Sequence[Query]) -> None:
+def write_queries(path: Path, queries: Sequence[LabelledQuery]) -> None:
     """Write annotations, one query per line."""
     write_json_lines(
         path,

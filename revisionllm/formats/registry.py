@@ -39,7 +39,7 @@ from revisionllm.formats.released_log import is_released_folder, log_ranking, re
 from revisionllm.records.jsonl import MAX_LINE_BYTES, BadRecord, Problem, parse_json, read_json
 from revisionllm.records.predictions import write_predictions as write_own
 from revisionllm.records.rankings import (
-    Query,
+    LabelledQuery,
     Ranking,
     prediction_from_ranking,
     read_own_rankings,
@@ -234,7 +234,9 @@ def _parsed(raw: bytes, records: list[Any]) -> bool:
     return True
 
 
-def read_queries(path: str | Path, name: str | None = None) -> tuple[list[Query], list[Problem]]:
+def read_queries(
+    path: str | Path, name: str | None = None
+) -> tuple[list[LabelledQuery], list[Problem]]:
     """Read annotations in any format (detected unless named).
 
     They pass the checks of `formats/annotations.py`; what does not is a problem.
@@ -257,7 +259,7 @@ def read_queries(path: str | Path, name: str | None = None) -> tuple[list[Query]
     return good, problems
 
 
-def annotation_problems(query: Query) -> list[str]:
+def annotation_problems(query: LabelledQuery) -> list[str]:
     """What the one set of checks finds, whatever the file's format."""
     from revisionllm.formats.annotations import query_problems
 
@@ -273,7 +275,7 @@ def _require_some(path: str | Path, items: Sequence, problems: Sequence[Problem]
 def read_rankings(
     path: str | Path,
     name: str | None = None,
-    queries: Sequence[Query] = (),
+    queries: Sequence[LabelledQuery] = (),
     logs: LogArithmetic | None = None,
 ) -> tuple[list[Ranking], list[Problem]]:
     """Read predictions in any format (detected unless named).
@@ -301,7 +303,7 @@ def read_rankings(
     return rankings, problems
 
 
-def fill_in_queries(queries: Sequence[Query], known: Sequence[Query]) -> None:
+def fill_in_queries(queries: Sequence[LabelledQuery], known: Sequence[LabelledQuery]) -> None:
     """Give queries what their format does not carry and other annotations do."""
     by_id = {query.qid: query for query in known}
     lengths = {query.vid: query.duration_s for query in known}
@@ -325,7 +327,7 @@ def _named(path: str | Path, name: str | None, kind: str) -> Format:
 
 
 def _read_log(
-    path: Path, known: dict[str, Query], logs: LogArithmetic | None
+    path: Path, known: dict[str, LabelledQuery], logs: LogArithmetic | None
 ) -> tuple[list[Ranking], list[Problem]]:
     """Released dense logs in seconds.
 
@@ -363,7 +365,7 @@ def _read_log(
     return rankings, problems
 
 
-def _fill_in(ranking: Ranking, query: Query | None) -> None:
+def _fill_in(ranking: Ranking, query: LabelledQuery | None) -> None:
     if query is None:
         return
     ranking.vid = query.vid if ranking.vid is None else ranking.vid

@@ -17,9 +17,9 @@ import numpy as np
 
 from revisionllm.formats.log_windows import RELEASED_FRAMES
 from revisionllm.grounding.answers import parse_released_span
-from revisionllm.grounding.windows import released_film_span
+from revisionllm.grounding.released import released_film_span
 from revisionllm.records.jsonl import BadRecord, Problem, iter_json_lines, number_rows, text_field
-from revisionllm.records.rankings import Query, Ranking
+from revisionllm.records.rankings import LabelledQuery, Ranking
 
 SHARD_NAMES = (
     "predictions_streaming_{}.txt",
@@ -136,7 +136,7 @@ def is_logged_answer(text: str, frames_per_window: int = RELEASED_FRAMES) -> boo
 
 
 def log_ranking(
-    row: LogRow, query: Query, *, window_s: float, frames_per_window: int
+    row: LogRow, query: LabelledQuery, *, window_s: float, frames_per_window: int
 ) -> tuple[Ranking, int]:
     """A dense log row as spans in seconds, best first, and how many answers could not be used.
 

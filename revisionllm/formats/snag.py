@@ -23,12 +23,12 @@ from revisionllm.formats.common import (
     write_document,
 )
 from revisionllm.records.jsonl import number_field, text_field
-from revisionllm.records.rankings import Query
+from revisionllm.records.rankings import LabelledQuery
 
 VIDEO_FIELDS = ("fps", "num_frames", "num_clips")
 
 
-def read_queries(path: Path) -> Found[Query]:
+def read_queries(path: Path) -> Found[LabelledQuery]:
     """Read annotations of all splits; the split is kept in `extra`."""
     return parse_items(path, _videos(path), _video)
 
@@ -41,7 +41,7 @@ def _videos(path: Path) -> Iterator[tuple[str, Any]]:
             yield f"video {vid}", (split, vid, record)
 
 
-def _video(item: tuple[str, str, Any]) -> list[Query]:
+def _video(item: tuple[str, str, Any]) -> list[LabelledQuery]:
     split, vid, record = item
     duration_s = number_field(record, "duration")
     for name in VIDEO_FIELDS:
@@ -54,9 +54,11 @@ def _video(item: tuple[str, str, Any]) -> list[Query]:
     ]
 
 
-def _sentence(row: Any, own_id: str, vid: str, duration_s: float, extra: dict[str, Any]) -> Query:
+def _sentence(
+    row: Any, own_id: str, vid: str, duration_s: float, extra: dict[str, Any]
+) -> LabelledQuery:
     sentence = field(row, "sentence", str)
-    return Query(
+    return LabelledQuery(
         qid=text_field(row, "sentence_id") if "sentence_id" in row else own_id,
         vid=vid,
         query=sentence,
@@ -66,7 +68,9 @@ def _sentence(row: Any, own_id: str, vid: str, duration_s: float, extra: dict[st
     )
 
 
-def write_queries(path: Path, queries: Sequence[Query], *, fps: float | None = None) -> None:
+def write_queries(
+    path: Path, queries: Sequence[LabelledQuery], *, fps: float | None = None
+) -> None:
     """Write annotations.
 
     Args:
@@ -86,7 +90,7 @@ def write_queries(path: Path, queries: Sequence[Query], *, fps: float | None = N
     write_document(path, document)
 
 
-def _video_fields(query: Query, fps: float | None) -> dict[str, Any]:
+def _video_fields(query: LabelledQuery, fps: float | None) -> dict[str, Any]:
     duration_s = duration_of(query, "snag")
     rate = query.extra.get("fps", fps)
     if rate is None:

@@ -31,18 +31,18 @@ from revisionllm.records.jsonl import (
     span_rows,
     text_field,
 )
-from revisionllm.records.rankings import Query, Ranking
+from revisionllm.records.rankings import LabelledQuery, Ranking
 
 KNOWN = ("query_id", "id", "video_id", "duration", "query", "gt", "answer", "task")
 
 
-def read_queries(path: Path) -> Found[Query]:
+def read_queries(path: Path) -> Found[LabelledQuery]:
     """Read annotations."""
     return parse_lines(path, _query)
 
 
-def _query(record: Any) -> Query:
-    return Query(
+def _query(record: Any) -> LabelledQuery:
+    return LabelledQuery(
         qid=_id(record),
         vid=text_field(record, "video_id"),
         query=field(record, "query", str),
@@ -52,7 +52,7 @@ def _query(record: Any) -> Query:
     )
 
 
-def write_queries(path: Path, queries: Sequence[Query]) -> None:
+def write_queries(path: Path, queries: Sequence[LabelledQuery]) -> None:
     """Write annotations; the categories are kept where the source has them."""
     kept = ("duration_category", "query_format", "query_modality")
     write_document(

@@ -25,8 +25,7 @@ class Level:
         group_size: segments per question, repeats included.
         zooms: for segments: ask once per zoom z, with `group_size // z` segments repeated z times.
         min_votes: for several zooms: what this many of them agree on survives.
-        keep_top, keep_fraction: at most so many of the level's answers survive, best first; the
-            larger of the two when both are given, all when none is.
+        keep_top: maximum number of the level's answers kept, best first; None: all.
         min_score: answers below it do not survive. Cosine levels: the cosine. Other levels:
             presence times the span's weight, 0..1; without it an answer survives if it names a
             span (or `yes`).
@@ -48,7 +47,6 @@ class Level:
     zooms: tuple[int, ...] = (1,)
     min_votes: int = 1
     keep_top: int | None = None
-    keep_fraction: float | None = None
     min_score: float | None = None
     cosine_weight: float = 0.0
     margin_s: float | None = None
@@ -67,12 +65,14 @@ class Level:
             problems.append(f"zooms repeat: {self.zooms}")
         if self.kind == "dense" and (self.group_size, self.zooms) != (1, (1,)):
             problems.append("a dense question has one window and no zoom")
-        if self.kind == "cosine" and not self.has_budget:
-            problems.append("a cosine level needs keep_top or keep_fraction")
+        if self.keep_top is not None and self.keep_top < 1:
+            problems.append(f"keep_top must be positive, got {self.keep_top}")
+        if self.kind == "cosine" and self.keep_top is None:
+            problems.append("a cosine level needs keep_top")
         if self.cosine_weight < 0:
             problems.append(f"cosine_weight must not be negative, got {self.cosine_weight}")
-        if self.cosine_weight and (self.kind != "segments" or not self.has_budget):
-            problems.append("cosine_weight needs segments and keep_top or keep_fraction")
+        if self.cosine_weight and (self.kind != "segments" or self.keep_top is None):
+            problems.append("cosine_weight needs segments and keep_top")
         if problems:
             raise ValueError(f"level {self.name!r}: {'; '.join(problems)}")
 
@@ -85,17 +85,9 @@ class Level:
         """Seconds added on both sides of what survives."""
         return self.stride_s if self.margin_s is None else self.margin_s
 
-    @property
-    def has_budget(self) -> bool:
-        """Only so many of its answers may survive."""
-        return self.keep_top is not None or self.keep_fraction is not None
-
     def budget(self, count: int) -> int:
         """How many of `count` answers may survive."""
-        if not self.has_budget:
-            return count
-        by_fraction = round(count * (self.keep_fraction or 0.0))
-        return min(count, max(1, self.keep_top or 0, by_fraction))
+        return count if self.keep_top is None else min(count, self.keep_top)
 
 
 @dataclass(frozen=True)
@@ -158,7 +150,7 @@ class SpanCandidate:
     score: float = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class WindowAnswer:
     """The model's answer to one question.
 
@@ -168,17 +160,17 @@ class WindowAnswer:
         spans: what it names in seconds of the film, best first; spans may also be given for an
             answer `Not Present` (its next candidates): they rank, but do not survive a level by
             themselves.
-        presence: 1 - P(first token of "Not Present"), 0..1.
-        entropy: mean entropy of the answer's open tokens, nats.
+        presence: 1 - P(first token of "Not Present"), 0..1; None: not known.
+        entropy: mean entropy of the answer's open tokens, nats; None: not known.
     """
 
     index: int
     start_s: float
     end_s: float
     answer: str
-    spans: tuple[SpanCandidate, ...] | list[SpanCandidate]
-    presence: float
-    entropy: float = 0.0
+    spans: tuple[SpanCandidate, ...] | list[SpanCandidate] = ()
+    presence: float | None = None
+    entropy: float | None = None
 
     @property
     def is_positive(self) -> bool:
@@ -186,15 +178,19 @@ class WindowAnswer:
         return answer_kind(self.answer) == "span" or parse_yes_no(self.answer) is True
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Moment:
-    """A ranked span in seconds of the film; `level` is the level that proposed it."""
+    """A ranked span in seconds of the film; higher `score` is better.
+
+    `parts` holds what the score was made of (presence, entropy, cosine); `level` is the level that
+    proposed it.
+    """
 
     start_s: float
     end_s: float
     score: float
-    parts: dict[str, float]
-    level: str
+    parts: dict[str, float] = field(default_factory=dict)
+    level: str = ""
 
 
 @dataclass
@@ -217,16 +213,22 @@ class LevelReport:
     fell_back: bool = False
 
 
-@dataclass
-class SearchCost:
-    """Work of one query, counted in what was looked at.
+@dataclass(slots=True)
+class Cost:
+    """What answering one query took.
 
-    `segments`: distinct segments (an adapter encodes each once); `questions`: questions to the
-    LLM, dense windows included; `cosine_spans`: spans scored without a model pass.
+    Attributes:
+        dense_windows: dense windows that were asked about.
+        segments: distinct segments (an adapter encodes each once).
+        llm_tokens, seconds: a query's share of the LLM's tokens and of the wall clock.
+        questions: to the LLM, dense windows included.
+        cosine_spans: scored without a model pass.
     """
 
     dense_windows: int = 0
     segments: int = 0
+    llm_tokens: int = 0
+    seconds: float = 0.0
     questions: int = 0
     cosine_spans: int = 0
 
@@ -239,5 +241,5 @@ class SearchResult:
     confidence: float
     moments: list[Moment]
     levels: list[LevelReport]
-    cost: SearchCost
+    cost: Cost
     answers: dict[str, list[WindowAnswer]]

@@ -9,7 +9,7 @@ import numpy as np
 
 from revisionllm.grounding.calibration import Calibration
 from revisionllm.grounding.levels import Level, Moment, WindowAnswer
-from revisionllm.grounding.scores import SpanCosine, merge_duplicates, span_iou, suppress
+from revisionllm.grounding.scores import SpanCosine, span_iou, suppress
 from revisionllm.grounding.windows import dense_windows, merge_ranges, touching_indices
 
 Range = tuple[float, float]
@@ -45,7 +45,7 @@ def candidates_of(answers: Sequence[WindowAnswer], duration_s: float) -> Candida
         ValueError: a number is not finite, or a presence or weight is outside 0..1.
     """
     rows = [
-        (span.start_s, span.end_s, answer.presence, answer.entropy, span.score, number)
+        (span.start_s, span.end_s, *_known(answer), span.score, number)
         for number, answer in enumerate(answers)
         for span in answer.spans
     ]
@@ -66,7 +66,7 @@ def take(found: Candidates, indices: np.ndarray) -> Candidates:
 def whole_windows(answers: Sequence[WindowAnswer], duration_s: float) -> Candidates:
     """Each answer's window as a candidate of little weight."""
     rows = [
-        (a.start_s, a.end_s, a.presence, a.entropy, WHOLE_WINDOW_WEIGHT, number)
+        (a.start_s, a.end_s, *_known(a), WHOLE_WINDOW_WEIGHT, number)
         for number, a in enumerate(answers)
     ]
     return _table(rows, duration_s)
@@ -86,7 +86,7 @@ def surviving_ranges(
     order = np.argsort(-scores, kind="stable")
     if level.min_score is not None:
         order = order[scores[order] >= level.min_score]
-    if level.has_budget:
+    if level.keep_top is not None:
         order = order[suppress(found.spans_s[order], scores[order], iou_threshold=REPEATED_IOU)]
     order = order[: level.budget(len(order))]
     return [tuple(span) for span in found.spans_s[order].tolist()], scores[order].tolist()
@@ -195,15 +195,13 @@ def rank(
     cosine: SpanCosine | None,
     calibration: Calibration | None,
     nms_iou: float,
-    merge_iou: float | None,
     top_k: int,
 ) -> list[Moment]:
     """Ranked moments: score = confidence x the span's weight x `factor`, overlaps suppressed.
 
     The confidence is `calibration` of the parts (presence and its log odds, entropy, support, what
     another window says, and cosine when it can be had); without a calibration it is the presence.
-    `answers`: all that the level gave, those that name nothing among them. `merge_iou`:
-    near-duplicates become their weighted mean first.
+    `answers`: all that the level gave, those that name nothing among them.
     """
     if not len(found):
         return []
@@ -217,16 +215,14 @@ def rank(
         _require_finite(parts["cosine"], "cosine")
     confidence = found.presence if calibration is None else calibration.confidence(parts)
     scores = confidence * found.weight * factor
-    spans, source = found.spans_s, np.arange(len(found))
-    if merge_iou is not None:
-        spans, source = merge_duplicates(spans, scores, iou_threshold=merge_iou)
-    kept = suppress(spans, scores[source], iou_threshold=nms_iou, top_k=top_k)
+    spans = found.spans_s
+    kept = suppress(spans, scores, iou_threshold=nms_iou, top_k=top_k)
     return [
         Moment(
             start_s=float(spans[i, 0]),
             end_s=float(spans[i, 1]),
-            score=float(scores[source[i]]),
-            parts={name: float(values[source[i]]) for name, values in parts.items()},
+            score=float(scores[i]),
+            parts={name: float(values[i]) for name, values in parts.items()},
             level=level.name,
         )
         for i in kept.tolist()
@@ -272,7 +268,7 @@ def second_looks(
         shares[places, found.answer[rows]] = 0.0
         other[rows] = shares.argmax(axis=1)
         share[rows] = shares[places, other[rows]]
-    says = log_odds(np.clip([a.presence for a in answers], 0.0, 1.0))
+    says = log_odds(np.clip([a.presence or 0.0 for a in answers], 0.0, 1.0))
     return says[other] * share, share
 
 
@@ -293,6 +289,11 @@ def _blocks(count: int) -> Iterator[slice]:
     """0..count-1 in pieces, so that tables of all pairs stay small in films of many hours."""
     for first in range(0, count, BLOCK_ROWS):
         yield slice(first, first + BLOCK_ROWS)
+
+
+def _known(answer: WindowAnswer) -> tuple[float, float]:
+    """Presence and entropy; 0 where an answer comes without."""
+    return answer.presence or 0.0, answer.entropy or 0.0
 
 
 def _table(rows: list[tuple], duration_s: float) -> Candidates:

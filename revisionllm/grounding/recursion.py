@@ -28,10 +28,10 @@ import numpy as np
 from revisionllm.grounding import ranking
 from revisionllm.grounding.calibration import Calibration
 from revisionllm.grounding.levels import (
+    Cost,
     Level,
     LevelReport,
     Question,
-    SearchCost,
     SearchResult,
     WindowAnswer,
 )
@@ -41,11 +41,6 @@ from revisionllm.grounding.windows import merge_ranges, pad_ranges, touching_ind
 ORDERS = ("coarse_to_fine", "fine_to_coarse", "exhaustive")
 
 Predict = Callable[[Level, list[Question]], Sequence[WindowAnswer]]
-
-
-def search(duration_s: float, levels: Sequence[Level], predict: Predict, **options) -> SearchResult:
-    """`search_many` for one query (index 0)."""
-    return search_many(1, duration_s, levels, predict, **options)[0]
 
 
 def search_many(
@@ -60,7 +55,6 @@ def search_many(
     threshold: float = 0.5,
     top_k: int = 50,
     nms_iou: float = 0.5,
-    merge_iou: float | None = None,
     fallback_top: int = 4,
     shuffle_seed: int | None = None,
 ) -> list[SearchResult]:
@@ -79,8 +73,6 @@ def search_many(
         threshold: a query is found if its best moment's score is at least this.
         top_k: moments per query at most.
         nms_iou: a moment that overlaps a better one by more is dropped.
-        merge_iou: moments that overlap by more are first merged into their weighted mean (None:
-            not).
         fallback_top: how many windows take over when a level answers nothing (0: only what the last
             level needs to look at anything at all).
         shuffle_seed: show the segments of each question in a seeded order; None: film order.
@@ -103,7 +95,6 @@ def search_many(
         cosine=cosine,
         calibration=calibration,
         nms_iou=nms_iou,
-        merge_iou=merge_iou,
         top_k=top_k,
     )
     return [run.result(query, rank, threshold) for query in run.queries]
@@ -349,15 +340,15 @@ class _Run:
         return ranking.take(whole, order[: max(1, self.fallback_top)])
 
     def _factors(self, query: int, spans_s: np.ndarray) -> np.ndarray:
-        if self.order == "coarse_to_fine":  # the coarse levels have had their say
+        if self.order == "coarse_to_fine":  # the coarse levels have filtered already
             return np.ones(len(spans_s))
         coarse = [at.named[query] for at in self.levels[:-1]]
         for at in self.levels[:-1]:
             at.reports[query].ranges_s = merge_ranges(at.named[query][0])
         return ranking.support_factors(spans_s, coarse, rescale=self.order == "fine_to_coarse")
 
-    def _cost(self, query: int) -> SearchCost:
-        cost = SearchCost()
+    def _cost(self, query: int) -> Cost:
+        cost = Cost()
         segments = set()
         for at in self.levels:
             report = at.reports[query]

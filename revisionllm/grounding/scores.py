@@ -8,11 +8,8 @@ and its logs, for comparison only. Confidence out of several scores: `calibratio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-
-from revisionllm.grounding.windows import released_widen
 
 TOP_FRAMES = 3  # frames of a span that its cosine is taken over
 
@@ -55,37 +52,9 @@ def presence(logits: np.ndarray, allowed: np.ndarray, absent_token: int) -> floa
     return float(-np.expm1(log_probs[at]))
 
 
-@dataclass(frozen=True)
-class AnswerEntropy:
-    """Entropy of one answer in nats, over the tokens that the grammar left open."""
-
-    mean: float
-    max: float
-
-
-def answer_entropy(entropies: Sequence[float]) -> AnswerEntropy:
-    """Mean and max of the open tokens' entropies (forced tokens are not in the list); 0 if none."""
-    if len(entropies) == 0:
-        return AnswerEntropy(0.0, 0.0)
-    return AnswerEntropy(float(np.mean(entropies)), float(np.max(entropies)))
-
-
-def released_entropy_stats(logits: np.ndarray) -> np.ndarray:
-    """Max, min, mean and (unbiased) deviation of the raw entropies of a row's steps.
-
-    Args:
-        logits: `[B, steps, V]`, padding after the end included, as the released code had it.
-
-    Returns:
-        float64 `[B, 4]`; the deviation of a single step is nan.
-    """
-    entropies = token_entropy(logits)
-    steps = entropies.shape[1]
-    centred = ((entropies - entropies.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
-    deviation = np.sqrt(centred / (steps - 1)) if steps > 1 else np.full(len(entropies), np.nan)
-    return np.stack(
-        [entropies.max(axis=1), entropies.min(axis=1), entropies.mean(axis=1), deviation], axis=1
-    )
+def mean_entropy(entropies: Sequence[float]) -> float:
+    """Of an answer's open tokens, nats (forced tokens are not in the list); 0 if there is none."""
+    return float(np.mean(entropies)) if len(entropies) else 0.0
 
 
 def unit_rows(features: np.ndarray) -> np.ndarray:
@@ -104,60 +73,6 @@ def top_mean(values: np.ndarray, count: int = TOP_FRAMES) -> np.ndarray:
     """Mean of the `count` largest values of the last axis (of all, if there are fewer)."""
     count = min(count, values.shape[-1])
     return np.partition(values, -count, axis=-1)[..., -count:].mean(axis=-1)
-
-
-def released_cosine(frames: np.ndarray, sentence: np.ndarray, count: int = TOP_FRAMES) -> float:
-    """The released score of a span: values around 10.
-
-    Frames `[T, D]` are divided by their norm over the *frame* axis, the sentence `[D]` is left as
-    it is, the `count` largest products are summed.
-    """
-    frames = np.asarray(frames, dtype=np.float32)
-    scaled = frames / np.linalg.norm(frames, axis=0, keepdims=True)
-    return float(np.sort(scaled @ sentence)[-count:].sum())
-
-
-def released_span_cosine(
-    window_frames: np.ndarray,
-    first: int,
-    last: int,
-    sentence: np.ndarray,
-    count: int = TOP_FRAMES,
-) -> float:
-    """`released_cosine` of an answer in its window's frames `[F, D]`, both ends in; reversed: 0."""
-    first, last = released_widen(first, last)
-    frames = window_frames[first : last + 1]
-    return released_cosine(frames, sentence, count) if len(frames) else 0.0
-
-
-def released_top_k_pool(text: np.ndarray, video: np.ndarray, count: int) -> np.ndarray:
-    """Sum of the `count` frames most similar to each text: `[Q, D]`, `[B, T, D]` -> `[B, Q, D]`."""
-    similarity = np.einsum("btd,qd->bqt", video, text)
-    best = np.argsort(-similarity, axis=-1)[..., :count]
-    return np.take_along_axis(video[:, None], best[..., None], axis=2).sum(axis=2)
-
-
-def normalise_by_max(scores: np.ndarray) -> np.ndarray:
-    """Scores divided by their maximum; unchanged if that is not positive (released: fails)."""
-    scores = np.asarray(scores, dtype=np.float64)
-    top = scores.max(initial=0.0)
-    return scores / top if top > 0 else scores
-
-
-def merge_scores(cosine: np.ndarray, entropy: np.ndarray, how: str) -> np.ndarray:
-    """The released merge: "add" is `cosine - entropy`, "multiply" is `cosine / entropy`.
-
-    Entropies of 0 count as the smallest positive float, so that the result is finite and ordered.
-
-    Raises:
-        ValueError: `how` is neither.
-    """
-    cosine, entropy = np.asarray(cosine, dtype=np.float64), np.asarray(entropy, dtype=np.float64)
-    if how == "add":
-        return cosine - entropy
-    if how == "multiply":
-        return cosine / np.maximum(entropy, np.finfo(np.float32).tiny)
-    raise ValueError(f"how must be 'add' or 'multiply', got {how!r}")
 
 
 def span_iou(
@@ -196,43 +111,15 @@ def suppress(
     Returns:
         int64 indices of what is kept, best first.
     """
-    kept = [members[0] for members in _clusters(spans, scores, iou_threshold, top_k)]
-    return np.array(kept, dtype=np.int64)
-
-
-def merge_duplicates(
-    spans: np.ndarray, scores: np.ndarray, *, iou_threshold: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Merge near-duplicates, as overlapping windows give them, into their score-weighted mean span.
-
-    Returns:
-        Spans `[M, 2]` and the index `[M]` of the best member of each, best first; the merged span
-        keeps the score of its best member. Scores must not be negative.
-    """
-    spans = np.asarray(spans, dtype=np.float64).reshape(-1, 2)
-    weights = np.asarray(scores, dtype=np.float64)
-    clusters = _clusters(spans, weights, iou_threshold, None)
-    merged = [
-        np.average(spans[m], axis=0, weights=weights[m] if weights[m].sum() > 0 else None)
-        for m in clusters
-    ]
-    best = np.array([members[0] for members in clusters], dtype=np.int64)
-    return np.array(merged).reshape(-1, 2), best
-
-
-def _clusters(
-    spans: np.ndarray, scores: np.ndarray, iou_threshold: float, top_k: int | None
-) -> list[np.ndarray]:
-    """Indices grouped around the best remaining span, each group best first."""
     spans = np.asarray(spans, dtype=np.float64).reshape(-1, 2)
     order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
-    clusters: list[np.ndarray] = []
-    while order.size and (top_k is None or len(clusters) < top_k):
+    kept: list[int] = []
+    while order.size and (top_k is None or len(kept) < top_k):
+        kept.append(int(order[0]))
         near = span_iou(spans[order[0]], spans[order]) > iou_threshold
         near[0] = True  # a span of no length does not overlap itself, and must still leave the list
-        clusters.append(order[near])
         order = order[~near]
-    return clusters
+    return np.array(kept, dtype=np.int64)
 
 
 SpanCosine = Callable[[int, np.ndarray], np.ndarray]

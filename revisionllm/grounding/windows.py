@@ -17,10 +17,12 @@ Paper: https://arxiv.org/abs/2411.14901, section 3.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+
+from revisionllm.grounding.released import released_indices, released_widen
 
 TIME_MAPPINGS = ("centered", "rounded", "released")
 _TOLERANCE = 1e-6  # in frames or strides: forgives float noise, far below any real frame
@@ -151,19 +153,17 @@ def film_window_s(window_s: float, duration_s: float, *, double_rate_short: bool
     return window_s / 2 if double_rate_short and duration_s < 2 * window_s else window_s
 
 
-def windows_touching(
-    windows: Sequence[Window], ranges_s: Iterable[tuple[float, float]]
-) -> list[Window]:
-    """The windows that share time with at least one range (a range of no length is a point)."""
-    starts_s = np.array([w.start_s for w in windows])
-    ends_s = np.array([w.end_s for w in windows])
-    return [windows[i] for i in touching_indices(starts_s, ends_s, ranges_s).tolist()]
-
-
 def touching_indices(
     starts_s: np.ndarray, ends_s: np.ndarray, ranges_s: Iterable[tuple[float, float]]
 ) -> np.ndarray:
-    """`windows_touching` on arrays `[N]`: sorted int64 indices."""
+    """Windows that share time with at least one range (a range of no length is a point).
+
+    Args:
+        starts_s, ends_s: of the windows, `[N]`.
+
+    Returns:
+        Sorted int64 indices.
+    """
     touched = np.zeros(len(starts_s), dtype=bool)
     for start_s, end_s in ranges_s:
         if end_s > start_s:
@@ -201,97 +201,3 @@ def _is_released(time_mapping: str) -> bool:
     if time_mapping not in TIME_MAPPINGS:
         raise ValueError(f"time_mapping must be one of {TIME_MAPPINGS}, got {time_mapping!r}")
     return time_mapping == "released"
-
-
-# --- the released evaluation's arithmetic, kept for comparison with published numbers ---
-
-
-def released_window_table(
-    num_features: int,
-    *,
-    window_s: float,
-    feature_fps: float,
-    hops_per_window: int = 2,
-    shift_tail: bool = False,
-) -> np.ndarray:
-    """First and last feature of each window as the released evaluation counts them.
-
-    Dense evaluation: 2 hops per window, a cut last window. Retrieval: 5 hops, the tail shifted
-    back to full length (`shift_tail`), which gives duplicates and, in films shorter than a window,
-    negative starts.
-
-    Returns:
-        int64 `[num_windows, 2]`; empty for films shorter than a hop or two.
-    """
-    length = round(window_s * feature_fps)
-    num_windows = max(0, math.ceil(num_features / (length // hops_per_window)) - 1)
-    first = np.arange(num_windows, dtype=np.int64) * length // hops_per_window
-    last = np.minimum(first + length, num_features - 1)
-    if shift_tail:
-        first = np.where(first + length > num_features - 1, last - length, first)
-    return np.stack([first, last], axis=1)
-
-
-def released_indices(
-    first: int, last: int, frames_per_window: int, num_features: int
-) -> np.ndarray:
-    """Evenly spaced features from `first` to `last`, both in, truncated: int64
-    `[frames_per_window]`.
-
-    The released code fails or wraps round where a window leaves the film; here indices are clipped.
-    """
-    indices = np.linspace(first, last, frames_per_window).astype(np.int64)
-    return np.clip(indices, 0, num_features - 1)
-
-
-def released_widen(first: int, last: int) -> tuple[int, int]:
-    """An answer of one frame gets a frame on each side (its start stays at least 0)."""
-    return (max(0, first - 1), last + 1) if first == last else (first, last)
-
-
-def released_film_span(
-    first: int, last: int, window_index: int, *, frames_per_window: int, num_film_frames: int
-) -> tuple[float, float] | None:
-    """A dense answer as fractions of the film, or None if the released evaluation skips it.
-
-    Args:
-        num_film_frames: `int(duration_s * frames_per_window / window_s)`.
-    """
-    if first == last == frames_per_window - 1:
-        return None
-    first, last = released_widen(first, last)
-    offset = window_index * frames_per_window // 2
-    return (offset + first) / num_film_frames, (offset + last) / num_film_frames
-
-
-def released_retrieved_segments(
-    answer: int | None,
-    *,
-    zoom: int,
-    shuffle: Sequence[int],
-    batch_start: int,
-    segment_ids: Sequence[int],
-    batch_size: int,
-) -> tuple[int, int] | None:
-    """The segments [n-1, n+1] that a retrieval answer names, in the released evaluation.
-
-    Args:
-        answer: the first integer of the answer, None if there is none.
-        zoom: how often each segment stood in the question.
-        shuffle: position in the question -> position in the batch.
-        batch_start: position of the batch in `segment_ids`.
-        segment_ids: the segments asked about.
-        batch_size: clamps the end (a bug of the released code: nothing is found past it).
-    """
-    if answer is None:
-        return None
-    position = answer // zoom
-    if position < len(shuffle):
-        position = shuffle[position]
-    segment = segment_ids[min(max(position + batch_start, 0), len(segment_ids) - 1)]
-    return max(0, segment - 1), min(segment + 1, batch_size)
-
-
-def released_truth_segments(start_s: float, end_s: float, num_segments: int) -> list[int]:
-    """Segments that hold an event by the released logs: 90-second units, whatever the stride."""
-    return list(range(math.floor(start_s / 90), min(math.ceil(end_s / 90) + 1, num_segments)))

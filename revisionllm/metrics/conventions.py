@@ -25,9 +25,9 @@ from revisionllm.metrics.detection import (
     merge_spans,
     shared_seconds,
 )
-from revisionllm.records.rankings import Query, Ranking
+from revisionllm.records.rankings import LabelledQuery, Ranking
 
-Pairs = Sequence[tuple[Query, Ranking]]
+Pairs = Sequence[tuple[LabelledQuery, Ranking]]
 LONGEST_TRUE_S = 1500.0  # lighthouse's one range of event lengths is (0, 1500]
 CLIP_S = 2.0  # of QVHighlights' saliency
 AUC_THRESHOLDS = np.linspace(0, 1, 101)
@@ -201,7 +201,7 @@ def _highlights(pairs: Pairs) -> dict[str, float]:
     return found
 
 
-def _clip_scores(query: Query) -> np.ndarray:
+def _clip_scores(query: LabelledQuery) -> np.ndarray:
     """Saliency [clips, 3] of the whole film; 0 outside the relevant clips."""
     clips = np.zeros((int((query.duration_s or 0) / CLIP_S), 3))
     clips[np.asarray(query.extra["relevant_clip_ids"], int)] = query.extra["saliency_scores"]

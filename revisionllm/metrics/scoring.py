@@ -26,7 +26,7 @@ from revisionllm.metrics.recall import (
     recall_at_k,
 )
 from revisionllm.records.jsonl import Problem
-from revisionllm.records.rankings import NO_SPANS, Query, Ranking
+from revisionllm.records.rankings import NO_SPANS, LabelledQuery, Ranking
 
 FIELD = CONVENTIONS["field"]
 DURATION_EDGES_S = (180.0, 1800.0, 3600.0, 7200.0)
@@ -77,7 +77,7 @@ class Accounting:
 class Scored:
     """Queries with their answers and their IoU, row by row, and the report made of them."""
 
-    queries: list[Query]  # present in their film, in the order of the ground truth
+    queries: list[LabelledQuery]  # present in their film, in the order of the ground truth
     rankings: list[Ranking | None]
     ious: np.ndarray  # [Q, K]
     report: dict[str, Any]
@@ -85,14 +85,14 @@ class Scored:
     convention: Convention = FIELD
 
 
-def queries_from(rankings: Sequence[Ranking]) -> list[Query]:
+def queries_from(rankings: Sequence[Ranking]) -> list[LabelledQuery]:
     """The ground truth that the predictions themselves carry.
 
     Raises:
         UserError: none of them carries any.
     """
     queries = [
-        Query(r.qid, r.vid or "", r.query or "", r.duration_s, r.gt)
+        LabelledQuery(r.qid, r.vid or "", r.query or "", r.duration_s, r.gt)
         for r in rankings
         if r.gt is not None
     ]
@@ -102,7 +102,7 @@ def queries_from(rankings: Sequence[Ranking]) -> list[Query]:
 
 
 def join(
-    queries: Sequence[Query],
+    queries: Sequence[LabelledQuery],
     rankings: Sequence[Ranking],
     accounting: Accounting,
     *,
@@ -142,7 +142,7 @@ def join(
 
 
 def score(
-    queries: Sequence[Query],
+    queries: Sequence[LabelledQuery],
     rankings: Sequence[Ranking],
     *,
     accounting: Accounting | None = None,
@@ -214,7 +214,7 @@ def score(
 
 
 def _headline(
-    convention: Convention, queries: Sequence[Query], answers: Sequence[Ranking | None]
+    convention: Convention, queries: Sequence[LabelledQuery], answers: Sequence[Ranking | None]
 ) -> dict[str, float] | None:
     """The peer's own numbers."""
     if convention.headline is None:
@@ -241,7 +241,7 @@ def per_query_measures(
     return 100.0 * np.concatenate([np.maximum(ious[:, :1], 0.0), hits], axis=1)
 
 
-def film_groups(queries: Sequence[Query]) -> list[str] | None:
+def film_groups(queries: Sequence[LabelledQuery]) -> list[str] | None:
     """The film of each query if there are several, for resampling whole films; None otherwise."""
     films = [query.vid for query in queries]
     return films if len(set(films)) > 1 else None
@@ -363,7 +363,7 @@ def _some(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _first_twice(queries: Sequence[Query]) -> str:
+def _first_twice(queries: Sequence[LabelledQuery]) -> str:
     seen: set[str] = set()
     for query in queries:
         if query.qid in seen:

@@ -21,6 +21,7 @@ from typing import Any
 
 from revisionllm.errors import UserError
 from revisionllm.files import is_ours, lock_file
+from revisionllm.grounding.levels import Cost, Moment, WindowAnswer
 from revisionllm.records.jsonl import (
     BadRecord,
     Problem,
@@ -34,39 +35,10 @@ from revisionllm.records.jsonl import (
 
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "failed")
-
-
-@dataclass(slots=True)
-class Moment:
-    """One candidate span in seconds of the film; higher `score` is better."""
-
-    start_s: float
-    end_s: float
-    score: float
-    parts: dict[str, float] = field(default_factory=dict)  # e.g. presence, entropy, cosine
-    level: str = ""  # which level of the search proposed it
-
-
-@dataclass(slots=True)
-class Cost:
-    """What answering one query took."""
-
-    dense_windows: int = 0
-    segments: int = 0
-    llm_tokens: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(slots=True)
-class WindowAnswer:
-    """The raw answer of one window or segment run, kept by the stage files."""
-
-    index: int
-    start_s: float
-    end_s: float
-    answer: str
-    presence: float | None = None  # 1 - P(first token of "Not Present"), 0..1
-    entropy: float | None = None  # mean over the answer's free tokens, nats
+# what of each record is written
+MOMENT_FIELDS = ("start_s", "end_s", "score", "parts", "level")
+COST_FIELDS = ("dense_windows", "segments", "llm_tokens", "seconds")
+WINDOW_FIELDS = ("index", "start_s", "end_s", "answer", "presence", "entropy")
 
 
 @dataclass(slots=True)
@@ -95,15 +67,15 @@ class Prediction:
             "query": self.query,
             "duration_s": self.duration_s,
             "found": self.found,
-            "moments": [_fields(moment) for moment in self.moments],
-            "cost": _fields(self.cost),
+            "moments": [_fields(moment, MOMENT_FIELDS) for moment in self.moments],
+            "cost": _fields(self.cost, COST_FIELDS),
             "status": self.status,
             "reason": self.reason,
             "run": self.run,
             "gt": None if self.gt is None else [list(span) for span in self.gt],
         }
         if self.windows is not None:
-            record["windows"] = [_fields(window) for window in self.windows]
+            record["windows"] = [_fields(window, WINDOW_FIELDS) for window in self.windows]
         return record
 
     @classmethod
@@ -272,8 +244,8 @@ class PredictionWriter:
         self.close()
 
 
-def _fields(item: Moment | Cost | WindowAnswer) -> dict[str, Any]:
-    return {name: getattr(item, name) for name in item.__slots__}
+def _fields(item: Moment | Cost | WindowAnswer, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(item, name) for name in names}
 
 
 def _typed(record: dict[str, Any], name: str, kind: type) -> Any:
@@ -298,7 +270,7 @@ def _moment(row: Any) -> Moment:
 def _cost(row: Any) -> Cost:
     if not isinstance(row, dict):
         raise BadRecord("cost must be an object")
-    values = {name: number_field(row, name) for name in Cost.__slots__ if name in row}
+    values = {name: number_field(row, name) for name in COST_FIELDS if name in row}
     seconds = values.pop("seconds", 0.0)
     return Cost(**{name: int(value) for name, value in values.items()}, seconds=seconds)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from revisionllm.grounding.levels import Cost, Moment
 from revisionllm.records.jsonl import (
     BadRecord,
     Problem,
@@ -24,7 +25,7 @@ from revisionllm.records.jsonl import (
     span_rows,
     text_field,
 )
-from revisionllm.records.predictions import Cost, Moment, Prediction, check_schema
+from revisionllm.records.predictions import Prediction, check_schema
 
 NO_SPANS = np.zeros((0, 2))
 MOMENT_FIELDS = itemgetter("start_s", "end_s", "score")
@@ -32,7 +33,7 @@ WINDOW_FIELDS = itemgetter("start_s", "end_s")
 
 
 @dataclass(slots=True)
-class Query:
+class LabelledQuery:
     """One sentence asked of one film.
 
     `spans` [m, 2]: where it is true; m = 0: known to be absent, or (not `labelled`) kept back.

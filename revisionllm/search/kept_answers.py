@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from revisionllm.errors import UserError
-from revisionllm.grounding.levels import Question, SpanCandidate, WindowAnswer
+from revisionllm.grounding.levels import Level, Question, SpanCandidate, WindowAnswer
 from revisionllm.model.clip import weights_digest
+from revisionllm.records.films import Film, Query
 from revisionllm.records.jsonl import Problem, iter_json_lines, write_json_lines
 
 
@@ -26,17 +27,19 @@ class MemoEngine:
         self.shown = (0, 0)
 
     def answer(
-        self, questions: Sequence[Question], sentences, *rest, film=None, **options
+        self, level: Level, questions: Sequence[Question], film: Film, queries: Sequence[Query]
     ) -> list[WindowAnswer]:
-        """As the engine's own `answer`; `film` must be given."""
+        """As the engine's own `answer`; the film must have a key."""
         positions = sum(question.num_positions for question in questions)
         self.shown = (self.shown[0] + len(questions), self.shown[1] + positions)
-        how = tuple(sorted(options.items()))
-        keys = [(film, sentences[q.query], q.windows, q.repeat, how) for q in questions]
+        keys = [
+            (film.key, queries[q.query].sentence, q.windows, q.repeat, level.narrow)
+            for q in questions
+        ]
         new = [i for i, key in enumerate(keys) if key not in self.memory]
         asked = [questions[i] for i in new]
         if asked:
-            answers = self.engine.answer(asked, sentences, *rest, film=film, **options)
+            answers = self.engine.answer(level, asked, film, queries)
             self.memory.update(dict(zip((keys[i] for i in new), answers, strict=True)))
         found = [self.memory[key] for key in keys]
         return [self.change(answer) for answer in found] if self.change else found

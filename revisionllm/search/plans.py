@@ -8,11 +8,20 @@ work per query grows more slowly than the film.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from revisionllm.grounding.levels import Level
-from revisionllm.search.cost import ModelShape, Plan, candidate_plans
+from revisionllm.grounding.windows import film_window_s
+from revisionllm.records.films import Film
+from revisionllm.search.cost import (
+    ModelShape,
+    Plan,
+    candidate_plans,
+    choose_plan,
+    device_speeds,
+)
 
 SEGMENTS_PER_WINDOW = 4  # the cosine level cuts a window into this many segments
 DEFAULT_KEEP = 1.5  # segments kept per square root of their number
@@ -21,9 +30,66 @@ COARSER_KEEPS = 2.0  # times as many ranges as the next finer level, where long 
 COSINE_WEIGHT = 80.0  # nats for a cosine of 1, of `Level.cosine_weight`; CLIP itself takes 100
 
 
-def dense_level(config) -> Level:
-    """The run's dense windows."""
-    return Level("dense", "dense", config.window_s, config.stride_s)
+@dataclass
+class Planner:
+    """Chooses the plan for a film and a number of queries.
+
+    Attributes:
+        plans: `plans(duration_s)` gives what to choose from; one: no choice.
+        shape: of the dense run's LLM, for counting work; None: the first plan is taken.
+        device: whose speeds count, as `torch.device.type`.
+        quiet: do not say on stderr which plan was taken, and why.
+    """
+
+    plans: Callable[[float], Sequence[Plan]]
+    shape: ModelShape | None = None
+    device: str = "cpu"
+    quiet: bool = False
+    _said: set[str] = field(default_factory=set)
+
+    def kinds(self) -> set[str]:
+        """The kinds of the levels of all plans."""
+        return {level.kind for plan in self.plans(3600.0) for level in plan.levels}
+
+    def __call__(self, film: Film, num_queries: int) -> Plan:
+        """The plan that takes least."""
+        plans = self.plans(film.duration_s)
+        if self.shape is None:
+            return plans[0]
+        choice = choose_plan(
+            plans,
+            self.shape,
+            duration_s=film.duration_s,
+            num_queries=num_queries,
+            feature_fps=film.feature_fps,
+            speeds=device_speeds(self.device),
+        )
+        if choice.plan.name not in self._said and not self.quiet:
+            self._said.add(choice.plan.name)
+            print(f"plan for {film.vid}: {choice.reason}", file=sys.stderr)
+        return choice.plan
+
+
+def every_window(config, stride_s: float | None = None) -> Planner:
+    """The plan that reads every dense window, whatever the film.
+
+    Args:
+        stride_s: from one window's start to the next; None: the run's own.
+    """
+    return Planner(
+        lambda duration_s: [
+            Plan("exhaustive", (dense_level(config, duration_s, stride_s),), "exhaustive")
+        ]
+    )
+
+
+def dense_level(config, duration_s: float = math.inf, stride_s: float | None = None) -> Level:
+    """The run's dense windows, as it was trained on films of this length."""
+    window_s = film_window_s(
+        config.window_s, duration_s, double_rate_short=config.double_rate_short
+    )
+    stride_s = (stride_s or config.stride_s) * window_s / config.window_s
+    return Level("dense", "dense", window_s, stride_s)
 
 
 def cosine_level(config, duration_s: float, keep: float = DEFAULT_KEEP) -> Level:
@@ -111,7 +177,7 @@ def film_plans(
         long_levels = bounded(long_levels, duration_s, long_keep, cosine_weight)
         wide = cosine and cosine_level(config, duration_s, keep * COARSER_KEEPS)
     plans = candidate_plans(
-        dense_level(config), cosine=cosine, long_levels=long_levels, before_long=wide
+        dense_level(config, duration_s), cosine=cosine, long_levels=long_levels, before_long=wide
     )
     return [
         plan if len(plan.levels) == 1 else Plan(plan.name, plan.levels, order) for plan in plans

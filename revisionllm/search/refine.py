@@ -7,15 +7,19 @@ all of them, so its answer can place the span more finely.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from revisionllm.engine.dense import DenseEngine, WindowFeatures
-from revisionllm.grounding.levels import Moment, Question
+from revisionllm.grounding.levels import Level, Moment, Question
 from revisionllm.grounding.scores import span_iou
 from revisionllm.grounding.windows import Window
+from revisionllm.records.films import Film, Query
+
+if TYPE_CHECKING:
+    from revisionllm.engine.dense import DenseEngine
 
 FILLED = 0.8  # a span longer than this share of the short window stays as it is
 MIN_IOU = 0.3  # an answer that overlaps less is about something else
@@ -23,42 +27,38 @@ MIN_IOU = 0.3  # an answer that overlaps less is about something else
 
 def refine_moments(
     engine: DenseEngine,
-    sentences: Sequence[str],
-    features: WindowFeatures,
+    level: Level,
+    film: Film,
+    queries: Sequence[Query],
     moments: Sequence[Sequence[Moment]],
     *,
     top: int,
-    feature_fps: float,
-    duration_s: float,
-    film: Hashable | None = None,
 ) -> list[list[Moment]]:
     """The moments with the spans of each query's best ones refined.
 
     Args:
-        sentences: one per query.
-        features: gives the frame features of a window of any length.
+        level: the dense level.
         moments: per query, best first.
         top: how many per query to ask about again.
-        film: see `DenseEngine.answer`.
 
     Returns:
         The same moments in the same order; scores and parts stay. A span is replaced if the model
         names one in the short window that overlaps it.
     """
-    window_s = engine.model.config.frames_per_window / feature_fps
+    window_s = engine.model.config.frames_per_window / film.feature_fps
     refined = [list(row) for row in moments]
     asked, places = [], []
     for query, row in enumerate(refined):
         for rank, moment in enumerate(row[:top]):
-            if is_asked_again(moment, engine.model.config, feature_fps):
-                window = _around(moment, len(asked), window_s, duration_s)
+            if is_asked_again(moment, engine.model.config, film.feature_fps):
+                window = _around(moment, len(asked), window_s, film.duration_s)
                 asked.append(Question(query, (window,)))
                 places.append((query, rank))
-    answers = engine.answer(asked, sentences, features, film=film)
+    answers = engine.answer(level, asked, film, queries)
     for (query, rank), answer in zip(places, answers, strict=True):
         moment = refined[query][rank]
         if answer.is_positive and _overlap(answer.spans[0], moment) >= MIN_IOU:
-            start_s, end_s = answer.spans[0].start_s, min(answer.spans[0].end_s, duration_s)
+            start_s, end_s = answer.spans[0].start_s, min(answer.spans[0].end_s, film.duration_s)
             refined[query][rank] = replace(moment, start_s=start_s, end_s=end_s)
     return refined
 

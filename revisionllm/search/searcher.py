@@ -1,213 +1,159 @@
-"""Grounds a film's queries with loaded models and turns the results into predictions.
+"""Searches films for sentences: the one search behind `find`, the library and all evaluation.
 
-One place for all entry points: dense windows alone, segments alone, or the whole recursion; they
-differ in levels, engines and order.
+They differ in the plan (levels and their order) and in the engines that answer each level.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from revisionllm.grounding.levels import Level, Question, SearchResult, WindowAnswer
+from revisionllm.engine import Engine, EngineCost
+from revisionllm.grounding.calibration import Calibration
+from revisionllm.grounding.levels import (
+    Level,
+    Question,
+    SearchResult,
+    SpanCandidate,
+    WindowAnswer,
+)
 from revisionllm.grounding.recursion import search_many
-from revisionllm.grounding.scores import frame_cosines, span_cosine_of
-from revisionllm.grounding.windows import Window, film_window_s, frame_feature_indices
-from revisionllm.model.queries import query_rows
-from revisionllm.records import predictions as schema
-from revisionllm.search.cost import ModelShape, Plan, choose_plan, device_speeds
-
-if TYPE_CHECKING:
-    from revisionllm.engine.dense import DenseEngine
-    from revisionllm.engine.segments import SegmentEngine
-    from revisionllm.search.answer_log import AnswerLog
+from revisionllm.grounding.scores import SpanCosine, frame_cosines, span_cosine_of
+from revisionllm.records.films import Film, Query
+from revisionllm.records.predictions import Prediction
+from revisionllm.search.answer_log import AnswerLog
+from revisionllm.search.cost import Plan
+from revisionllm.search.refine import is_asked_again, refine_moments
 
 
 @dataclass(frozen=True)
-class EvalQuery:
-    """A sentence to find in a film.
+class SearchOptions:
+    """How a search ranks and what it reports, whatever its plan.
 
     Attributes:
-        gt: true spans in seconds; None: not known.
-        words: word features [L, D]; None where no level needs them.
-        feature: sentence feature [D]; None: no text-frame cosine.
+        threshold, top_k, nms_iou, shuffle_seed, calibration: see `recursion.search_many`.
+        only_positive: moments come from answers that name something, never from a fallback.
+        refine_top: so many moments per query are refined at full feature rate (`search.refine`).
     """
 
-    qid: str
-    sentence: str
-    gt: list[tuple[float, float]] | None = None
-    words: np.ndarray | None = None
-    feature: np.ndarray | None = None
-
-    def rows_for(self, config) -> np.ndarray:
-        """What the adapter of a run reads of the query."""
-        reads_sentence = config.adapter.reads_sentence
-        return query_rows(self.words, self.feature, reads_sentence=reads_sentence)
-
-
-@dataclass(frozen=True)
-class EvalFilm:
-    """A film's features [T, D]; row i is the frame at i / feature_fps seconds.
-
-    Attributes:
-        vid: name used in predictions.
-        key: names these very features; engines keep work for the next queries about the same key.
-            None: nothing is kept.
-    """
-
-    vid: str
-    rows: np.ndarray
-    feature_fps: float
-    duration_s: float
-    key: str | None = None
-
-    def window_frames(self, window: Window, config) -> np.ndarray:
-        """What a run's model sees of a window: float32 [F, D]."""
-        indices = frame_feature_indices(
-            window.start_s,
-            window_s=window.end_s - window.start_s,
-            frames_per_window=config.frames_per_window,
-            feature_fps=self.feature_fps,
-            num_features=len(self.rows),
-            time_mapping=config.time_mapping,
-        )
-        return np.asarray(self.rows[indices], dtype=np.float32)
-
-
-class RecordedEngine:
-    """Stands in for an engine with answers that were predicted before, by query and window."""
-
-    def __init__(self, answers: Mapping[tuple[str, int], WindowAnswer]) -> None:
-        self.answers = answers
-
-    def answer(self, questions: Sequence[Question], qids: Sequence[str]) -> list[WindowAnswer]:
-        """Recorded answers; windows without one say nothing."""
-        found = []
-        for question in questions:
-            window = question.window
-            silent = WindowAnswer(window.index, window.start_s, window.end_s, "", (), 0.0)
-            found.append(self.answers.get((qids[question.query], window.index), silent))
-        return found
+    threshold: float = 0.5
+    top_k: int = 50
+    nms_iou: float = 0.5
+    shuffle_seed: int | None = None
+    calibration: Calibration | None = None
+    only_positive: bool = False
+    refine_top: int = 0
 
 
 @dataclass
-class FilmSearcher:
-    """Searches films with fixed levels.
+class Searcher:
+    """Searches films with loaded engines.
 
     Attributes:
-        levels: coarse to fine.
         engines: by level name; none for cosine levels.
+        config: of the run whose windows are searched.
+        plan_for: the plan for a film and so many queries; mostly a `plans.Planner`.
         run: what predictions are signed with.
-        options: further keyword arguments of `search_many`.
-        only_positive: moments come from answers that name something, never from a fallback.
-        refine_top: so many moments per query are refined at full feature rate (`search.refine`).
         answer_log: where answers are written while a batch is asked; None: nowhere.
     """
 
-    levels: Sequence[Level]
-    engines: Mapping[str, DenseEngine | SegmentEngine | RecordedEngine]
+    engines: Mapping[str, Engine]
+    config: object
+    options: SearchOptions
+    plan_for: Callable[[Film, int], Plan]
     run: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
-    only_positive: bool = False
-    refine_top: int = 0
     answer_log: AnswerLog | None = None
     _spared_tokens: int = 0
 
     @property
-    def needs_words(self) -> bool:
-        """A level's adapter reads the words of the queries."""
-        return any(level.kind == "segments" for level in self.levels)
-
-    @property
-    def needs_text(self) -> bool:
-        """A level reads text features of the queries, in words or as a whole."""
-        return any(level.kind != "dense" for level in self.levels)
-
-    @property
-    def config(self):
-        """The config of the first model that is asked."""
-        return self._asked[0].model.config
-
-    @property
     def llm_tokens(self) -> int:
         """Tokens that went through LLMs so far, for answers found on disk too."""
-        return self._spared_tokens + sum(engine.cost.llm_tokens for engine in self._asked)
+        return self._spared_tokens + sum(e.cost.llm_tokens for e in self.engines.values())
 
-    @property
-    def _asked(self) -> list[DenseEngine | SegmentEngine]:
-        return [e for e in self.engines.values() if not isinstance(e, RecordedEngine)]
-
-    def ground(self, film: EvalFilm, queries: Sequence[EvalQuery]) -> list[schema.Prediction]:
+    def ground(self, film: Film, queries: Sequence[Query]) -> list[Prediction]:
         """One prediction per query, in order; work that queries share is divided evenly."""
         started, tokens = time.perf_counter(), self.llm_tokens
+        plan, options = self.plan_for(film, len(queries)), self.options
         if self.answer_log is not None:
             self.answer_log.start_batch([film.vid, film.duration_s], [q.qid for q in queries])
-        cosine = None
-        known = [query.feature for query in queries if query.feature is not None]
-        if known and (len(known) == len(queries) or not self.needs_text):
-            # without a sentence feature (too long for the CLIP) the cosine is 0, as of no likeness
-            nothing = np.zeros_like(known[0])
-            features = np.stack([nothing if q.feature is None else q.feature for q in queries])
-            cosine = span_cosine_of(frame_cosines(film.rows, features), film.feature_fps)
         results = search_many(
             len(queries),
             film.duration_s,
-            [self._film_level(level, film.duration_s) for level in self.levels],
-            lambda level, questions: self._predict(film, queries, level, questions),
-            cosine=cosine,
-            **self.options,
+            plan.levels,
+            lambda level, questions: self._ask(level, questions, film, queries),
+            order=plan.order,
+            cosine=query_cosine(film, queries, plan.levels),
+            calibration=options.calibration,
+            threshold=options.threshold,
+            top_k=options.top_k,
+            nms_iou=options.nms_iou,
+            shuffle_seed=options.shuffle_seed,
         )
-        if self.refine_top:
-            self._refine(film, queries, results)
+        if options.refine_top:
+            self._refine(plan.levels[-1], film, queries, results)
         share = 1 / len(queries)
-        cost = round((self.llm_tokens - tokens) * share), (time.perf_counter() - started) * share
+        for result in results:
+            result.cost.llm_tokens = round((self.llm_tokens - tokens) * share)
+            result.cost.seconds = (time.perf_counter() - started) * share
         return [
-            self._prediction(film, query, result, *cost)
+            self._prediction(film, query, result, plan.levels[-1])
             for query, result in zip(queries, results, strict=True)
         ]
 
-    def _film_level(self, level: Level, duration_s: float) -> Level:
-        """A level as its run was trained on films of this length."""
-        engine = self.engines.get(level.name)
-        if level.kind != "dense" or engine is None or isinstance(engine, RecordedEngine):
-            return level
-        window_s = film_window_s(
-            level.window_s,
-            duration_s,
-            double_rate_short=engine.model.config.double_rate_short,
+    def _ask(
+        self, level: Level, questions: list[Question], film: Film, queries: Sequence[Query]
+    ) -> Sequence[WindowAnswer]:
+        engine = self.engines[level.name]
+        if self.answer_log is None:
+            return engine.answer(level, questions, film, queries)
+        answers, spared = self.answer_log.ask(
+            level.name,
+            questions,
+            lambda piece: engine.answer(level, piece, film, queries),
+            lambda: self.llm_tokens,
         )
-        share = window_s / level.window_s
-        return replace(level, window_s=window_s, stride_s=level.stride_s * share)
+        self._spared_tokens += spared
+        return answers
 
-    def _refine(self, film: EvalFilm, queries, results: Sequence[SearchResult]) -> None:
+    def _refine(
+        self, level: Level, film: Film, queries: Sequence[Query], results: list[SearchResult]
+    ) -> None:
         """Replace the results' moments by refined ones; the questions count as dense windows."""
-        from revisionllm.search.refine import is_asked_again, refine_moments
-
-        engine = self.engines[self.levels[-1].name]
-        moments = refine_moments(
-            engine,
-            [query.sentence for query in queries],
-            lambda window: film.window_frames(window, engine.model.config),
-            [result.moments for result in results],
-            top=self.refine_top,
-            feature_fps=film.feature_fps,
-            duration_s=film.duration_s,
-            film=film.key,
-        )
-        config, fps = engine.model.config, film.feature_fps
-        for result, row in zip(results, moments, strict=True):
-            best = result.moments[: self.refine_top]
-            result.cost.dense_windows += sum(is_asked_again(m, config, fps) for m in best)
+        top = self.options.refine_top
+        moments = [result.moments for result in results]
+        engine = self.engines[level.name]
+        refined = refine_moments(engine, level, film, queries, moments, top=top)
+        for result, row in zip(results, refined, strict=True):
+            result.cost.dense_windows += sum(
+                is_asked_again(moment, self.config, film.feature_fps)
+                for moment in result.moments[:top]
+            )
             result.moments = row
 
-    def failed(self, film_id: str, duration_s: float, query: EvalQuery, reason: str):
+    def _prediction(
+        self, film: Film, query: Query, result: SearchResult, last: Level
+    ) -> Prediction:
+        answers = result.answers[last.name]
+        named = any(a.is_positive for a in answers) or not self.options.only_positive
+        return Prediction(
+            qid=query.qid,
+            vid=film.vid,
+            query=query.sentence,
+            duration_s=film.duration_s,
+            found=result.found and named,
+            moments=result.moments if named else [],
+            cost=result.cost,
+            run=self.run,
+            gt=query.gt,
+            windows=answers,
+        )
+
+    def failed(self, film_id: str, duration_s: float, query: Query, reason: str) -> Prediction:
         """The prediction of a query that could not be answered."""
-        return schema.Prediction(
+        return Prediction(
             qid=query.qid,
             vid=film_id,
             query=query.sentence,
@@ -219,118 +165,51 @@ class FilmSearcher:
             gt=query.gt,
         )
 
-    def _predict(self, film, queries, level: Level, questions) -> Sequence[WindowAnswer]:
-        if self.answer_log is None:
-            return self._ask(film, queries, level, questions)
-        answers, spared = self.answer_log.ask(
-            level.name,
-            questions,
-            lambda piece: self._ask(film, queries, level, piece),
-            lambda: self.llm_tokens,
-        )
-        self._spared_tokens += spared
-        return answers
 
-    def _ask(self, film, queries, level: Level, questions) -> Sequence[WindowAnswer]:
-        engine = self.engines[level.name]
-        if isinstance(engine, RecordedEngine):
-            return engine.answer(questions, [query.qid for query in queries])
-        config = engine.model.config
-        sentences = [query.sentence for query in queries]
-
-        def features(window: Window) -> np.ndarray:
-            return film.window_frames(window, config)
-
-        if level.kind == "dense":
-            return engine.answer(questions, sentences, features, film=film.key)
-        words = [query.rows_for(config) for query in queries]
-        return engine.answer(
-            questions, sentences, words, features, film=film.key, narrow=level.narrow
-        )
-
-    def _prediction(
-        self, film: EvalFilm, query: EvalQuery, result: SearchResult, tokens: int, seconds: float
-    ) -> schema.Prediction:
-        answers = result.answers[self.levels[-1].name]
-        named = any(answer.is_positive for answer in answers) or not self.only_positive
-        moments = [
-            schema.Moment(m.start_s, m.end_s, m.score, m.parts, m.level)
-            for m in (result.moments if named else [])
-        ]
-        return schema.Prediction(
-            qid=query.qid,
-            vid=film.vid,
-            query=query.sentence,
-            duration_s=film.duration_s,
-            found=result.found and named,
-            moments=moments,
-            cost=schema.Cost(result.cost.dense_windows, result.cost.segments, tokens, seconds),
-            run=self.run,
-            gt=query.gt,
-            windows=[
-                schema.WindowAnswer(a.index, a.start_s, a.end_s, a.answer, a.presence, a.entropy)
-                for a in answers
-            ],
-        )
+def query_cosine(
+    film: Film, queries: Sequence[Query], levels: Sequence[Level] = ()
+) -> SpanCosine | None:
+    """Text-frame cosine of the queries in a film; None where no query has a sentence feature, or
+    where a level needs all of them and one is missing."""
+    known = [query.feature for query in queries if query.feature is not None]
+    needed = any(level.kind != "dense" for level in levels)
+    if not known or (needed and len(known) < len(queries)):
+        return None
+    # without a sentence feature (too long for the CLIP) the cosine is 0, as of no likeness
+    nothing = np.zeros_like(known[0])
+    features = np.stack([nothing if q.feature is None else q.feature for q in queries])
+    return span_cosine_of(frame_cosines(film.features, features), film.feature_fps)
 
 
-@dataclass
-class PlannedSearcher(FilmSearcher):
-    """Chooses among plans for each film and number of queries.
+class RecordedEngine:
+    """Stands in for an engine with answers that were predicted before.
 
-    Attributes:
-        plans: `plans(duration_s)` gives what to choose from; one: no choice.
-        shape: of the dense run's LLM, for counting work.
-        quiet: do not say on stderr which plan was taken, and why.
+    Args:
+        predictions: of a dense stage, with their windows; a positive answer names its whole window.
     """
 
-    plans: Callable[[float], Sequence[Plan]] | None = None
-    shape: ModelShape | None = None
-    quiet: bool = False
-    _said: set[str] = field(default_factory=set)
+    def __init__(self, predictions: Sequence[Prediction]) -> None:
+        self.cost = EngineCost()
+        self.answers = {(p.qid, w.index): _whole(w) for p in predictions for w in p.windows or ()}
 
-    @property
-    def needs_words(self) -> bool:
-        """A level of some plan may read the words of the queries."""
-        return len(self.engines) > 1
-
-    @property
-    def needs_text(self) -> bool:
-        """A level of some plan may read text features."""
-        return True
-
-    def ground(self, film: EvalFilm, queries: Sequence[EvalQuery]) -> list[schema.Prediction]:
-        """`FilmSearcher.ground` with the plan that costs least."""
-        choice = choose_plan(
-            self.plans(film.duration_s),
-            self.shape,
-            duration_s=film.duration_s,
-            num_queries=len(queries),
-            feature_fps=film.feature_fps,
-            speeds=device_speeds(self._asked[0].model.device.type),
-        )
-        if choice.plan.name not in self._said and not self.quiet:
-            self._said.add(choice.plan.name)
-            print(f"plan for {film.vid}: {choice.reason}", file=sys.stderr)
-        self.levels = choice.plan.levels
-        self.options = self.options | {"order": choice.plan.order}
-        return super().ground(film, queries)
+    def answer(
+        self, level: Level, questions: Sequence[Question], film: Film, queries: Sequence[Query]
+    ) -> list[WindowAnswer]:
+        """Recorded answers; windows without one say nothing."""
+        return [
+            self.answers.get((queries[q.query].qid, q.window.index))
+            or WindowAnswer(q.window.index, q.window.start_s, q.window.end_s, "", (), 0.0)
+            for q in questions
+        ]
 
 
-def recorded_answers(
-    predictions: Sequence[schema.Prediction],
-) -> dict[tuple[str, int], WindowAnswer]:
-    """Answers of a dense stage by (query, window); positive ones name their whole window."""
-    from revisionllm.grounding.levels import SpanCandidate
-
-    answers = {}
-    for prediction in predictions:
-        for w in prediction.windows or ():
-            answer = WindowAnswer(w.index, w.start_s, w.end_s, w.answer, (), w.presence or 0.0)
-            if answer.is_positive:
-                span = SpanCandidate(w.start_s, w.end_s)
-                answer = WindowAnswer(
-                    w.index, w.start_s, w.end_s, w.answer, (span,), w.presence or 0.0
-                )
-            answers[prediction.qid, w.index] = answer
-    return answers
+def _whole(window: WindowAnswer) -> WindowAnswer:
+    span = SpanCandidate(window.start_s, window.end_s)
+    return WindowAnswer(
+        window.index,
+        window.start_s,
+        window.end_s,
+        window.answer,
+        (span,) if window.is_positive else (),
+        window.presence or 0.0,
+    )

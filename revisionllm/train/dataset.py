@@ -27,7 +27,7 @@ from revisionllm.files import sha256_of
 from revisionllm.formats.annotations import Annotation, read_annotations, require_good
 from revisionllm.formats.questions import question_text
 from revisionllm.grounding.windows import frame_feature_indices
-from revisionllm.model.queries import query_rows
+from revisionllm.records.films import query_rows
 from revisionllm.train.packed_windows import film_plans
 from revisionllm.train.samples import (
     Film,

@@ -16,7 +16,8 @@ from revisionllm.viewer.axis import ticks
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from revisionllm.records.predictions import Moment, Prediction
+    from revisionllm.grounding.levels import Moment
+    from revisionllm.records.predictions import Prediction
 
 _FAINTEST = 0.35  # opacity of a mark with score 0: still visible
 

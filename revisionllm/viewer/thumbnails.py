@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from revisionllm.records.predictions import Moment, Prediction
+    from revisionllm.grounding.levels import Moment
+    from revisionllm.records.predictions import Prediction
 
 SHOWN_MOMENTS = 4  # of each sentence; the others are marks on the timeline and lines of text
 THUMBNAIL_WIDTH = 192  # pixels; twice the 96 it is shown at on small screens

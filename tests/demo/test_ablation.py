@@ -16,9 +16,10 @@ from revisionllm.demo.evaluation.ablation_tables import error_kind
 from revisionllm.demo.evaluation.window_table import KEPT, TRUE, _changed, changed_sentences
 from revisionllm.demo.world.language import Description, FactIndex, full_description
 from revisionllm.demo.world.plans import HELD_OUT_PAIRS, plan_film
-from revisionllm.grounding.levels import Question, SpanCandidate, WindowAnswer
+from revisionllm.grounding.levels import Level, Moment, Question, SpanCandidate, WindowAnswer
 from revisionllm.grounding.windows import Window
-from revisionllm.records.predictions import Moment, Prediction
+from revisionllm.records.films import Film, Query
+from revisionllm.records.predictions import Prediction
 from revisionllm.search.kept_answers import KeptAnswers, MemoEngine
 
 
@@ -46,21 +47,27 @@ def test_a_missing_run_is_one_line(tmp_path, capsys):
     assert "no run at" in capsys.readouterr().err
 
 
+DENSE = Level("dense", "dense", 1.0, 1.0)
+FILM = Film("f", np.zeros((3, 2)), 1.0, 3.0, key="f")
+QUERIES = [Query("1", "a"), Query("2", "b")]
+
+
 def test_nothing_is_asked_twice():
     asked = []
 
-    def answer(questions, sentences, *, film):
+    def answer(level, questions, film, queries):
         asked.extend(questions)
         return [
-            WindowAnswer(q.window.index, 0.0, 1.0, sentences[q.query], (), 0.5) for q in questions
+            WindowAnswer(q.window.index, 0.0, 1.0, queries[q.query].sentence, (), 0.5)
+            for q in questions
         ]
 
     engine = MemoEngine(SimpleNamespace(answer=answer, model=None, cost=None), {})
     windows = [Window(i, float(i), i + 1.0) for i in range(3)]
     first = [Question(0, (w,)) for w in windows[:2]]
-    assert len(engine.answer(first, ["a", "b"], film="f")) == 2
+    assert len(engine.answer(DENSE, first, FILM, QUERIES)) == 2
     again = [Question(0, (w,)) for w in windows] + [Question(1, (windows[0],))]
-    answers = engine.answer(again, ["a", "b"], film="f")
+    answers = engine.answer(DENSE, again, FILM, QUERIES)
     assert [a.answer for a in answers] == ["a", "a", "a", "b"]
     assert [(q.query, q.window.index) for q in asked] == [(0, 0), (0, 1), (0, 2), (1, 0)]
 

@@ -46,7 +46,7 @@ def test_windows_show_the_frames_that_windows_of_all_features_show(tmp_path):
     )
     assert few.feature_fps == pytest.approx(FEATURE_FPS / 3) and everything.feature_fps == 5
     whole = rendering.encode_frames(frames(plan_film(SEED, MINUTES * 60, "test")), clip)
-    assert np.array_equal(everything.rows, whole)
+    assert np.array_equal(everything.features, whole)
     config = SimpleNamespace(frames_per_window=FRAMES_PER_WINDOW, time_mapping="centered")
     windows = dense_windows(few.duration_s, window_s=WINDOW_S, stride_s=STRIDE_S)
     assert len(windows) > 3

@@ -7,7 +7,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from tiny_runs import FRAMES, features_of, sentences, tiny_run, windows
+from tiny_runs import FRAMES, ask, features_of, sentences, tiny_run, windows
 
 from revisionllm.engine.choices import grammar_tokens
 from revisionllm.engine.dense import DenseEngine, shared_tokens, span_grammar
@@ -47,7 +47,7 @@ def test_keys_and_values_stay_within_the_budget(monkeypatch):
     monkeypatch.setattr(dense, "run_prefixes", counted)
     engine = DenseEngine(model, budget_mb=2)
     questions = [Question(q, (w,)) for q in range(3) for w in windows(120)]
-    engine.answer(questions, sentences(3), features_of, film="a")
+    ask(engine, questions, sentences(3), features_of, film="a")
     assert len(most) > 4
     assert max(most) <= 2 * 2**20
 
@@ -75,7 +75,7 @@ def test_half_precision_gives_valid_answers():
     model.llm.to(torch.bfloat16)
     model.projector.to(torch.bfloat16)
     questions = [Question(q, (w,)) for q in range(4) for w in windows(4)]
-    for answer in DenseEngine(model, explore=0.0).answer(questions, sentences(4), features_of):
+    for answer in ask(DenseEngine(model, explore=0.0), questions, sentences(4), features_of):
         assert answer_kind(answer.answer, FRAMES) == (
             "not_present" if answer.answer == NOT_PRESENT else "span"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_runs import FRAMES, WINDOW_S, features_of, sentences, tiny_run, windows
+from tiny_runs import FRAMES, WINDOW_S, ask, features_of, sentences, tiny_run, windows
 
 from revisionllm.engine.dense import DenseEngine, span_grammar
 from revisionllm.engine.reference import answer_one
@@ -55,7 +55,7 @@ def test_answers_equal_the_reference(heads):
     texts, film = sentences(6), windows(5)
     questions = ask_all(6, film)
     engine = DenseEngine(model, explore=1.0)
-    answers = engine.answer(questions, texts, features_of)
+    answers = ask(engine, questions, texts, features_of)
     check(model, engine, questions, texts, answers)
     kinds = {answer.answer == NOT_PRESENT for answer in answers}
     assert kinds == {True, False}, "a test of one kind of answer tests little"
@@ -64,7 +64,7 @@ def test_answers_equal_the_reference(heads):
 def test_spans_are_the_answers_seconds(model):
     texts, film = sentences(4), windows(4)
     questions = ask_all(4, film)
-    for answer in DenseEngine(model, explore=1.0).answer(questions, texts, features_of):
+    for answer in ask(DenseEngine(model, explore=1.0), questions, texts, features_of):
         span = parse_answer(answer.answer, FRAMES)
         if span is None:
             assert list(answer.spans) == []
@@ -79,7 +79,7 @@ def test_one_and_many_queries(model, num_queries):
     texts, film = sentences(num_queries, seed=3), windows(2)
     questions = ask_all(num_queries, film)
     engine = DenseEngine(model, explore=1.0)
-    check(model, engine, questions, texts, engine.answer(questions, texts, features_of))
+    check(model, engine, questions, texts, ask(engine, questions, texts, features_of))
 
 
 def test_any_batching_and_ragged_windows(model):
@@ -91,8 +91,8 @@ def test_any_batching_and_ragged_windows(model):
     references = {}
     for budget_mb in (1, 3, 64, 1024):
         engine = DenseEngine(model, budget_mb=budget_mb, explore=1.0)
-        answers = engine.answer(questions[:25], texts, features_of)
-        answers += engine.answer(questions[25:], texts, features_of)
+        answers = ask(engine, questions[:25], texts, features_of)
+        answers += ask(engine, questions[25:], texts, features_of)
         check(model, engine, questions, texts, answers, references)
 
 
@@ -100,14 +100,14 @@ def test_repeated_questions_get_the_same_answer(model):
     texts, film = sentences(2), windows(2)
     questions = ask_all(2, film) * 3
     engine = DenseEngine(model, explore=1.0)
-    check(model, engine, questions, texts, engine.answer(questions, texts, features_of))
+    check(model, engine, questions, texts, ask(engine, questions, texts, features_of))
 
 
 def test_explored_windows_stay_not_present_but_name_a_span(model):
     texts, film = sentences(6), windows(5)
     questions = ask_all(6, film)
-    plain = DenseEngine(model, explore=1.0).answer(questions, texts, features_of)
-    explored = DenseEngine(model, explore=0.0).answer(questions, texts, features_of)
+    plain = ask(DenseEngine(model, explore=1.0), questions, texts, features_of)
+    explored = ask(DenseEngine(model, explore=0.0), questions, texts, features_of)
     for before, after in zip(plain, explored, strict=True):
         assert after.answer == before.answer
         assert after.presence == pytest.approx(before.presence, abs=1e-6)
@@ -129,7 +129,7 @@ def test_an_explored_span_is_the_greedy_one_without_not_present(model):
     )
     texts, film = sentences(4), windows(3)
     questions = ask_all(4, film)
-    answers = DenseEngine(model, explore=0.0).answer(questions, texts, features_of)
+    answers = ask(DenseEngine(model, explore=0.0), questions, texts, features_of)
     for question, answer in zip(questions, answers, strict=True):
         text = answer_one(model, always, features_of(question.window), texts[question.query])[0]
         wanted = labels_to_span(
@@ -142,14 +142,14 @@ def test_an_explored_span_is_the_greedy_one_without_not_present(model):
 
 
 def test_no_questions(model):
-    assert DenseEngine(model).answer([], [], features_of) == []
+    assert ask(DenseEngine(model), [], [], features_of) == []
 
 
 def test_the_model_is_left_as_it_was(model):
     ids = torch.tensor([[1, 5, 6, 7]])
     before = model.llm(input_ids=ids).logits
     implementation = model.llm.config._attn_implementation
-    DenseEngine(model).answer(ask_all(1, windows(1)), sentences(1), features_of)
+    ask(DenseEngine(model), ask_all(1, windows(1)), sentences(1), features_of)
     assert model.llm.config._attn_implementation == implementation
     assert torch.equal(model.llm(input_ids=ids).logits, before)
 
@@ -161,14 +161,14 @@ def test_prefixes_are_kept_for_the_same_film(model):
     answers = []
     for query in range(8):  # one query per call, as a viewer asks them
         mine = [q for q in questions if q.query == query]
-        answers += engine.answer(mine, texts, features_of, film="film")
+        answers += ask(engine, mine, texts, features_of, film="film")
     check(model, engine, questions, texts, answers)
     assert engine.cost.prefixes == 4
-    engine.answer(questions, texts, features_of, film="another")
+    ask(engine, questions, texts, features_of, film="another")
     assert engine.cost.prefixes == 8
     small = DenseEngine(model, budget_mb=1)
     for _ in range(2):
-        small.answer(ask_all(1, windows(40)), texts, features_of, film="film")
+        ask(small, ask_all(1, windows(40)), texts, features_of, film="film")
     assert 40 < small.cost.prefixes < 80, "a small budget keeps only a few"
 
 
@@ -210,8 +210,8 @@ def test_candidates_are_the_most_probable_spans():
         return features_of(window, 12)
 
     engine = DenseEngine(model, explore=0.0, num_candidates=4)
-    plain = DenseEngine(model, explore=0.0).answer(questions, texts, features)
-    answers = engine.answer(questions, texts, features)
+    plain = ask(DenseEngine(model, explore=0.0), questions, texts, features)
+    answers = ask(engine, questions, texts, features)
     for question, answer, before in zip(questions, answers, plain, strict=True):
         assert (answer.answer, answer.entropy) == (before.answer, pytest.approx(before.entropy))
         found = every_answer(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from model_assets import BASE
-from tiny_runs import WINDOW_S, D, features_of, sentences, tiny_llm, windows
+from tiny_runs import WINDOW_S, D, ask, features_of, sentences, tiny_llm, windows
 
 from revisionllm.engine.reference import answer_segments
 from revisionllm.engine.segments import SegmentEngine, answer_spans, segment_grammar
@@ -16,7 +16,7 @@ from revisionllm.model.base import load_tokenizer
 from revisionllm.model.config import AdapterConfig, RunConfig
 from revisionllm.model.llama import GroundingModel, build_adapter
 from revisionllm.model.prompts import encode_answer
-from revisionllm.search.searcher import EvalQuery
+from revisionllm.records.films import Query
 
 FRAMES = 6
 TOLERANCE = 1e-4
@@ -77,7 +77,7 @@ def test_long_answers_equal_the_reference(budget_mb):
     texts, words, film = sentences(7), words_of(7), windows(10)
     questions = zoomed_questions(7, film)
     engine = SegmentEngine(model, budget_mb=budget_mb)
-    answers = engine.answer(questions, texts, words, frames_of)
+    answers = ask(engine, questions, texts, frames_of, words=words)
     check(model, questions, texts, words, answers)
     assert {answer.answer == NOT_PRESENT for answer in answers} == {True, False}
     assert engine.cost.segments == 7 * 10
@@ -93,7 +93,7 @@ def test_numbered_segments_count_in_the_order_of_the_prompt():
         questions,
         texts,
         words,
-        SegmentEngine(model).answer(questions, texts, words, frames_of),
+        ask(SegmentEngine(model), questions, texts, frames_of, words=words),
     )
 
 
@@ -103,10 +103,10 @@ def test_a_second_level_encodes_nothing_again():
     engine = SegmentEngine(model)
     first = [Question(q, tuple(film)) for q in range(3)]
     second = [Question(q, tuple(film[i : i + 2]), repeat=2) for q in range(3) for i in (0, 2, 4)]
-    answers = [engine.answer(qs, texts, words, frames_of, film="a") for qs in (first, second)]
+    answers = [ask(engine, qs, texts, frames_of, words=words, film="a") for qs in (first, second)]
     assert engine.cost.segments == 3 * 8
     check(model, first + second, texts, words, answers[0] + answers[1])
-    engine.answer(first, texts, words, frames_of, film="b")
+    ask(engine, first, texts, frames_of, words=words, film="b")
     assert engine.cost.segments == 2 * 3 * 8
 
 
@@ -118,7 +118,7 @@ def test_sparse_answers_equal_the_reference(changes):
     model = long_run(3, **changes)
     texts, words, film = sentences(5), words_of(5), windows(4)
     questions = [Question(q, (w,)) for q in range(5) for w in film]
-    answers = SegmentEngine(model).answer(questions, texts, words, frames_of)
+    answers = ask(SegmentEngine(model), questions, texts, frames_of, words=words)
     check(model, questions, texts, words, answers)
     assert len({answer.answer for answer in answers}) > 1
 
@@ -127,10 +127,10 @@ def test_candidates_are_the_most_probable_answers():
     model = long_run()
     texts, words, film = sentences(4), words_of(4), windows(5)
     questions = [Question(query, tuple(film)) for query in range(4)]
-    plain = SegmentEngine(model, explore=0.0).answer(questions, texts, words, frames_of)
+    plain = ask(SegmentEngine(model, explore=0.0), questions, texts, frames_of, words=words)
     engine = SegmentEngine(model, explore=0.0, num_candidates=4)
-    answers = engine.answer(questions, texts, words, frames_of)
-    silent = SegmentEngine(model).answer(questions, texts, words, frames_of)
+    answers = ask(engine, questions, texts, frames_of, words=words)
+    silent = ask(SegmentEngine(model), questions, texts, frames_of, words=words)
     assert any(answer.answer == NOT_PRESENT for answer in silent)
     for question, answer, before, quiet in zip(questions, answers, plain, silent, strict=True):
         assert (answer.answer, answer.entropy) == (quiet.answer, pytest.approx(quiet.entropy))
@@ -176,12 +176,12 @@ def every_answer(model, question, texts, words):
 def test_the_sentence_reaches_an_adapter_that_reads_it():
     config = RunConfig(adapter=AdapterConfig("clip", D, 64, "segment", {"reads_sentence": True}))
     words, feature = words_of(1)[0], np.arange(D, dtype=np.float32)
-    rows = EvalQuery("q", "a", words=words, feature=feature).rows_for(config)
+    rows = Query("q", "a", words=words, feature=feature).rows_for(config)
     np.testing.assert_array_equal(rows, np.vstack([words, feature]))
-    plain = EvalQuery("q", "a", words=words, feature=feature).rows_for(RunConfig())
+    plain = Query("q", "a", words=words, feature=feature).rows_for(RunConfig())
     np.testing.assert_array_equal(plain, words)
     with pytest.raises(ValueError, match="reads sentence features"):
-        EvalQuery("q", "a", words=words).rows_for(config)
+        Query("q", "a", words=words).rows_for(config)
 
 
 def test_what_answers_mean_in_seconds():

@@ -6,10 +6,12 @@ import numpy as np
 import torch
 from model_assets import BASE, tiny_llm
 
+from revisionllm.grounding.levels import Level
 from revisionllm.grounding.windows import Window
 from revisionllm.model.base import load_tokenizer
 from revisionllm.model.config import AdapterConfig, RunConfig
 from revisionllm.model.llama import GroundingModel, build_adapter
+from revisionllm.records.films import Query
 
 D = 16
 FRAMES = 24
@@ -38,6 +40,25 @@ def features_of(window: Window, frames: int = FRAMES) -> np.ndarray:
     """Random frame features [F, D] that depend on the window alone."""
     rng = np.random.default_rng(window.index)
     return rng.standard_normal((frames, D)).astype(np.float32) * 3
+
+
+class TinyFilm:
+    """A film of which any window's features can be had."""
+
+    def __init__(self, features=features_of, key: str | None = None, fps: float = 2.0) -> None:
+        self.features, self.key, self.feature_fps, self.duration_s = features, key, fps, 1e4
+
+    def window_frames(self, window: Window, config) -> np.ndarray:
+        return self.features(window)
+
+
+def ask(engine, questions, texts, features=features_of, *, words=None, film=None, narrow=False):
+    """The engine's answers about a film that `film` names."""
+    dense = words is None
+    level = Level("a", "dense" if dense else "segments", WINDOW_S, 6.0, narrow=narrow)
+    words = [None] * len(texts) if dense else words
+    queries = [Query(str(i), t, words=w) for i, (t, w) in enumerate(zip(texts, words, strict=True))]
+    return engine.answer(level, questions, TinyFilm(features, film), queries)
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:

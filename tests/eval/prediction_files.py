@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from revisionllm.records.predictions import (
-    Cost,
-    Moment,
-    Prediction,
-    WindowAnswer,
-    write_predictions,
-)
+from revisionllm.grounding.levels import Cost, Moment, WindowAnswer
+from revisionllm.records.predictions import Prediction, write_predictions
 
 
 def make(qid: str, spans=(), *, gt=((10.0, 20.0),), scores=None, **fields) -> Prediction:

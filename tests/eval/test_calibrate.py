@@ -8,7 +8,8 @@ import pytest
 from revisionllm.cli import main
 from revisionllm.errors import UserError
 from revisionllm.eval.calibrate import best_moment_error, fit, halves_error, parts_in
-from revisionllm.records.predictions import Moment, Prediction, write_predictions
+from revisionllm.grounding.levels import Moment
+from revisionllm.records.predictions import Prediction, write_predictions
 
 
 def made(num: int, *, absent: bool) -> list[Prediction]:

@@ -249,12 +249,12 @@ def test_what_failed_is_asked_again_unless_kept(tiny, tmp_path, capsys):
 
 
 def test_a_fault_of_ours_is_no_failed_query(tiny, tmp_path, monkeypatch):
-    from revisionllm.search.searcher import FilmSearcher
+    from revisionllm.search.searcher import Searcher
 
     def broken(*_):
         raise ValueError("a bug")
 
-    monkeypatch.setattr(FilmSearcher, "_predict", broken)
+    monkeypatch.setattr(Searcher, "_ask", broken)
     with pytest.raises(ValueError, match="a bug"):
         predict_windows.main(flags(tiny, tmp_path))
 

@@ -13,7 +13,7 @@ from revisionllm.eval import metric_retrieval_forward, metric_retrieval_forward_
 from revisionllm.eval.retrieval.released import released_metrics
 from revisionllm.formats.released_log import LogRow, log_ranking, read_logs, shard_paths
 from revisionllm.metrics.recall import span_iou
-from revisionllm.records.rankings import Query
+from revisionllm.records.rankings import LabelledQuery
 
 ASSETS = Path(__file__).parents[1] / "assets" / "eval" / "metrics"
 CASES = ("clamped", "iou_threshold_equal", "last_window_unreachable")
@@ -123,7 +123,7 @@ def test_spans_in_seconds_give_the_logged_iou():
     for row in rows:
         query = truth[row.query_id]
         spans = np.array([query["ts"]])
-        asked = Query(row.query_id, row.video_id, "", query["duration"], spans)
+        asked = LabelledQuery(row.query_id, row.video_id, "", query["duration"], spans)
         ranking, num_reversed = log_ranking(row, asked, window_s=125, frames_per_window=250)
         logged = row.ious[np.argsort(-row.scores, kind="stable")]
         assert num_reversed == 0

@@ -13,7 +13,7 @@ from revisionllm.cli import main
 from revisionllm.eval.report import figures
 from revisionllm.eval.report.comparison import best_and_worst, find_film, frames_around
 from revisionllm.metrics.scoring import score
-from revisionllm.records.rankings import Query, Ranking
+from revisionllm.records.rankings import LabelledQuery, Ranking
 
 NASTY = '<b>"$x_{" & done'
 
@@ -90,7 +90,7 @@ def test_runs_on_different_queries_are_not_compared(runs, tmp_path, capsys):
 
 
 def test_best_and_worst_queries():
-    queries = [Query(str(i), "v", "q", 100.0, np.array([[0.0, 10.0]])) for i in range(4)]
+    queries = [LabelledQuery(str(i), "v", "q", 100.0, np.array([[0.0, 10.0]])) for i in range(4)]
     spans = [(0, 10), (50, 60), (0, 5), (70, 80)]
     scores = [0.5, 0.6, 0.9, 0.8]
     rankings = [

@@ -15,7 +15,7 @@ from revisionllm.errors import UserError
 from revisionllm.formats.registry import ANNOTATIONS, FORMATS, detect
 from revisionllm.formats.released_log import read_logs
 from revisionllm.records.jsonl import MAX_LINE_BYTES, iter_json_lines
-from revisionllm.records.rankings import Query
+from revisionllm.records.rankings import LabelledQuery
 
 OURS = {"schema": 1, "qid": "1", "vid": "v", "query": "q", "duration_s": 60.0, "found": True}
 OURS |= {"moments": [{"start_s": 1.0, "end_s": 2.0, "score": 0.5, "parts": {}, "level": ""}]}
@@ -55,7 +55,7 @@ def check(name: str, path: Path) -> None:
 
 
 def numbers(item) -> list[np.ndarray]:
-    if isinstance(item, Query):
+    if isinstance(item, LabelledQuery):
         return [item.spans]
     if not hasattr(item, "spans"):
         return []

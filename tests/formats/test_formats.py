@@ -21,7 +21,7 @@ from revisionllm.formats.registry import (
     read_queries,
     read_rankings,
 )
-from revisionllm.records.rankings import Query, Ranking
+from revisionllm.records.rankings import LabelledQuery, Ranking
 
 # One literal file per format, as the field's own tools write it.
 QVH = {"qid": 7, "query": "a dog", "duration": 150, "vid": "v_60.0_210.0"}
@@ -105,7 +105,7 @@ def read(name: str, path: Path) -> list:
     return items
 
 
-def comparable(item: Query | Ranking) -> dict:
+def comparable(item: LabelledQuery | Ranking) -> dict:
     fields = {slot: getattr(item, slot) for slot in item.__slots__ if slot != "extra"}
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in fields.items()}
 
@@ -222,7 +222,7 @@ queries = st.lists(st.tuples(sentence, spans), min_size=1, max_size=5)
 def test_any_annotations_survive_a_walk_through_every_format(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("walk")
     made = [
-        Query(f"film_{i}", "film", text, 500.0, np.array([span]))
+        LabelledQuery(f"film_{i}", "film", text, 500.0, np.array([span]))
         for i, (text, span) in enumerate(rows)
     ]
     path = folder / "start.jsonl"

@@ -16,7 +16,7 @@ from revisionllm.grounding.answers import NOT_PRESENT, format_segments, format_s
 from revisionllm.grounding.calibration import fit_isotonic
 from revisionllm.grounding.levels import Level, Question, SpanCandidate, WindowAnswer
 from revisionllm.grounding.ranking import VETO_FACTOR, voted_ranges
-from revisionllm.grounding.recursion import ORDERS, search, search_many
+from revisionllm.grounding.recursion import ORDERS, search_many
 from revisionllm.grounding.windows import Window, labels_to_span, merge_ranges, span_to_labels
 
 FRAMES = 100
@@ -25,6 +25,11 @@ DENSE = Level("dense", "dense", window_s=60.0, stride_s=30.0)
 COSINE = Level("cosine", "cosine", window_s=60.0, stride_s=12.0, keep_top=8)
 LONG_100 = Level("long_100", "segments", window_s=60.0, stride_s=12.0, group_size=100)
 LONG_33 = dataclasses.replace(LONG_100, name="long_33", group_size=33)
+
+
+def search(duration_s, levels, predict, **options):
+    """`search_many` for one query."""
+    return search_many(1, duration_s, levels, predict, **options)[0]
 
 
 class Oracle:
@@ -358,14 +363,12 @@ def test_scores_are_calibrated_presence_times_weight():
     assert not search(60.0, [DENSE], predict, calibration=calibration, threshold=0.6).found
 
 
-def test_overlapping_moments_are_suppressed_or_merged():
+def test_overlapping_moments_are_suppressed():
     def predict(level, questions):
         spans = [SpanCandidate(0.0, 10.0, 0.9), SpanCandidate(2.0, 12.0, 0.3)]
         return [WindowAnswer(0, 0.0, 60.0, "From 1 to 2.", spans, 1.0) for _ in questions]
 
     assert [(m.start_s, m.end_s) for m in search(60.0, [DENSE], predict).moments] == [(0, 10)]
-    merged = search(60.0, [DENSE], predict, merge_iou=0.6).moments
-    assert [(m.start_s, m.end_s, m.score) for m in merged] == [(0.5, 10.5, 0.9)]
 
 
 def test_min_score_replaces_the_greedy_decision():

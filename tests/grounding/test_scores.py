@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from revisionllm.grounding import released as r
 from revisionllm.grounding import scores as s
-from revisionllm.grounding import windows as w
 from revisionllm.grounding.answers import parse_released_span
 
 ASSETS = Path(__file__).parents[1] / "assets" / "grounding"
@@ -21,14 +21,8 @@ RELEASED = np.load(ASSETS / "parity_scores.npz")
 
 @pytest.mark.parametrize("case", ["a", "b", "c", "peaked", "inf"])
 def test_released_entropies(case):
-    stats = s.released_entropy_stats(RELEASED[f"ent_{case}_logits"])
+    stats = r.released_entropy_stats(RELEASED[f"ent_{case}_logits"])
     np.testing.assert_allclose(stats, RELEASED[f"ent_{case}_stats"], atol=1e-5)
-
-
-@pytest.mark.parametrize("case", "abcd")
-def test_released_top_k_pool(case):
-    text, video, count, out = (RELEASED[f"topk_{case}_{n}"] for n in ("text", "video", "k", "out"))
-    np.testing.assert_allclose(s.released_top_k_pool(text, video, int(count)), out, atol=1e-5)
 
 
 def test_masked_entropy_against_a_naive_sum():
@@ -47,9 +41,9 @@ def test_all_masked_is_refused():
         s.token_entropy(np.full(4, -np.inf))
 
 
-def test_answer_entropy():
-    assert s.answer_entropy([0.5, 1.5]) == s.AnswerEntropy(1.0, 1.5)
-    assert s.answer_entropy([]) == s.AnswerEntropy(0.0, 0.0)
+def test_mean_entropy():
+    assert s.mean_entropy([0.5, 1.5]) == 1.0
+    assert s.mean_entropy([]) == 0.0
 
 
 def test_span_cosine_against_a_naive_loop():
@@ -77,8 +71,8 @@ def test_released_cosine_by_hand():
     scaled = [[0.6, 0.0], [0.8, 1.0]]
     sentence = np.array([2.0, 1.0])
     products = [sum(a * b for a, b in zip(row, sentence, strict=True)) for row in scaled]
-    assert s.released_cosine(frames, sentence) == pytest.approx(sum(products))
-    assert s.released_cosine(frames, sentence, count=1) == pytest.approx(max(products))
+    assert r.released_cosine(frames, sentence) == pytest.approx(sum(products))
+    assert r.released_cosine(frames, sentence, count=1) == pytest.approx(max(products))
 
 
 @pytest.mark.parametrize("query", ["7001", "7002", "7003"])
@@ -91,26 +85,26 @@ def test_released_scores_of_a_whole_query(query):
     for first, last in record["bumps"]:
         features[first : last + 1] += np.float32(0.35) * film["bump"]
     features = features.astype(np.float16).astype(np.float32)
-    table = w.released_window_table(len(features), window_s=125, feature_fps=5.0).tolist()
+    table = r.released_window_table(len(features), window_s=125, feature_fps=5.0).tolist()
     cosines, entropies = [], []
     for row, text, entropy in zip(table, record["answers"], record["mean_entropy"], strict=True):
         span = parse_released_span(text)
         if span:
-            frames = features[w.released_indices(*row, 250, len(features))]
-            cosines.append(s.released_span_cosine(frames, *span, film[f"cls_{query}"]))
+            frames = features[r.released_indices(*row, 250, len(features))]
+            cosines.append(r.released_span_cosine(frames, *span, film[f"cls_{query}"]))
             entropies.append(entropy)
-    scores = s.merge_scores(s.normalise_by_max(cosines), s.normalise_by_max(entropies), "multiply")
+    scores = r.merge_scores(r.normalise_by_max(cosines), r.normalise_by_max(entropies), "multiply")
     np.testing.assert_allclose(scores, record["scores"], atol=1e-5)
 
 
 def test_normalise_and_merge():
-    assert s.normalise_by_max(np.array([1.0, 4.0])).tolist() == [0.25, 1.0]
-    assert s.normalise_by_max(np.zeros(2)).tolist() == [0.0, 0.0]
-    assert s.merge_scores([1.0], [0.25], "add").tolist() == [0.75]
-    assert s.merge_scores([1.0], [0.25], "multiply").tolist() == [4.0]
-    assert np.isfinite(s.merge_scores([1.0], [0.0], "multiply")).all()
+    assert r.normalise_by_max(np.array([1.0, 4.0])).tolist() == [0.25, 1.0]
+    assert r.normalise_by_max(np.zeros(2)).tolist() == [0.0, 0.0]
+    assert r.merge_scores([1.0], [0.25], "add").tolist() == [0.75]
+    assert r.merge_scores([1.0], [0.25], "multiply").tolist() == [4.0]
+    assert np.isfinite(r.merge_scores([1.0], [0.0], "multiply")).all()
     with pytest.raises(ValueError, match="how"):
-        s.merge_scores([1.0], [1.0], "mean")
+        r.merge_scores([1.0], [1.0], "mean")
 
 
 def naive_iou(a, b):
@@ -140,16 +134,6 @@ def test_suppress_against_naive(rows, threshold):
     got = s.suppress(spans, scores, iou_threshold=threshold)
     assert got.tolist() == naive_suppress(spans, scores, threshold)
     assert s.suppress(spans, scores, iou_threshold=threshold, top_k=2).tolist() == got[:2].tolist()
-
-
-def test_merge_duplicates_takes_the_weighted_mean():
-    spans = np.array([[0.0, 10.0], [2.0, 12.0], [50.0, 60.0]])
-    merged, best = s.merge_duplicates(spans, np.array([0.25, 0.75, 0.5]), iou_threshold=0.5)
-    assert best.tolist() == [1, 2]
-    assert merged.tolist() == [[1.5, 11.5], [50.0, 60.0]]
-    merged, _ = s.merge_duplicates(spans[:2], np.zeros(2), iou_threshold=0.5)
-    assert merged.tolist() == [[1.0, 11.0]]
-    assert s.merge_duplicates(np.zeros((0, 2)), np.zeros(0), iou_threshold=0.5)[0].shape == (0, 2)
 
 
 def test_iou_over_the_hull_is_exact_where_peers_are():

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from revisionllm.grounding import released as r
 from revisionllm.grounding import windows as w
 from revisionllm.grounding.answers import parse_first_integer, parse_released_span
 
@@ -119,11 +120,13 @@ def test_released_labels():
         w.labels_to_span(0, 0, 0.0, window_s=1.0, frames_per_window=1, time_mapping="other")
 
 
-def test_windows_touching():
-    films = w.dense_windows(300.0, window_s=60.0, stride_s=30.0)
-    assert [x.index for x in w.windows_touching(films, [(60.0, 90.0)])] == [1, 2]
-    assert [x.index for x in w.windows_touching(films, [(60.0, 60.0), (299.0, 300.0)])] == [1, 2, 8]
-    assert w.windows_touching(films, []) == []
+def test_windows_that_touch_ranges():
+    grid = w.dense_windows(300.0, window_s=60.0, stride_s=30.0)
+    starts_s, ends_s = (np.array([getattr(x, name) for x in grid]) for name in ("start_s", "end_s"))
+    assert w.touching_indices(starts_s, ends_s, [(60.0, 90.0)]).tolist() == [1, 2]
+    ranges_s = [(60.0, 60.0), (299.0, 300.0)]
+    assert w.touching_indices(starts_s, ends_s, ranges_s).tolist() == [1, 2, 8]
+    assert w.touching_indices(starts_s, ends_s, []).tolist() == []
 
 
 def test_merge_and_pad_ranges():
@@ -134,7 +137,7 @@ def test_merge_and_pad_ranges():
 
 @pytest.mark.parametrize("case", RELEASED["window_table"])
 def test_released_window_table(case):
-    table = w.released_window_table(
+    table = r.released_window_table(
         case["ctx_l"],
         window_s=case["debug_window"],
         feature_fps=case["fps"],
@@ -155,14 +158,14 @@ def test_released_frame_indices(name):
     recorded = np.load(ASSETS / "released_indices.npz")
     retrieval = name.startswith("retrieval")
     num_features = int(recorded[f"{name}_num_features"])
-    table = w.released_window_table(
+    table = r.released_window_table(
         num_features,
         window_s=125,
         feature_fps=5.0,
         hops_per_window=5 if retrieval else 2,
         shift_tail=retrieval,
     )
-    ours = [w.released_indices(*row, 250, num_features) for row in table.tolist()]
+    ours = [r.released_indices(*row, 250, num_features) for row in table.tolist()]
     np.testing.assert_array_equal(np.array(ours), recorded[f"{name}_indices"])
     if not retrieval:
         film = [
@@ -184,14 +187,14 @@ def test_released_span_arithmetic(case):
     frames, ious = {}, []
     for index, text in enumerate(case["outputs"]):
         span = parse_released_span(text)
-        film_span = span and w.released_film_span(
+        film_span = span and r.released_film_span(
             *span,
             index,
             frames_per_window=case["num_frames_clip"],
             num_film_frames=case["num_frames_video"],
         )
         if film_span:
-            frames[str(index)] = list(w.released_widen(*span))
+            frames[str(index)] = list(r.released_widen(*span))
             ious.append(_rounded_iou(film_span, case["gt"]))
     assert frames == case["clip_frames"]
     assert ious == case["ious"]
@@ -206,7 +209,7 @@ def _rounded_iou(a, b):
 def test_released_retrieval_arithmetic(case):
     got = {}
     for i, text in enumerate(case["outputs"]):
-        retrieved = w.released_retrieved_segments(
+        retrieved = r.released_retrieved_segments(
             parse_first_integer(text),
             zoom=case["zooms"][i],
             shuffle=case["indexes"][i],
@@ -221,7 +224,7 @@ def test_released_retrieval_arithmetic(case):
 
 @pytest.mark.parametrize("case", RELEASED["gt_windows"])
 def test_released_truth(case):
-    assert w.released_truth_segments(case["start"], case["end"], case["n"]) == case["windows"]
+    assert r.released_truth_segments(case["start"], case["end"], case["n"]) == case["windows"]
 
 
 @pytest.mark.parametrize(

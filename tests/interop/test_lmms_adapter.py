@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from revisionllm.errors import UserError
+from revisionllm.grounding.levels import Moment
 from revisionllm.interop.lmms_answers import (
     NOTHING_FOUND,
     answer_sentence,
     query_of_prompt,
     sentence_of,
 )
-from revisionllm.records.predictions import Moment, Prediction
+from revisionllm.records.predictions import Prediction
 
 INSTALL = 'pip install --no-deps "lmms-eval==0.7.3" loguru pytz'
 QUERIES = (

@@ -17,11 +17,11 @@ from revisionllm.errors import UserError
 from revisionllm.eval.cli import CONVENTION_NAMES
 from revisionllm.metrics.conventions import CONVENTIONS
 from revisionllm.metrics.scoring import score
-from revisionllm.records.rankings import Query, Ranking
+from revisionllm.records.rankings import LabelledQuery, Ranking
 
 
-def query(qid: str, *spans, **extra) -> Query:
-    return Query(qid, "v", "q", 150.0, np.array(spans, float).reshape(-1, 2), extra)
+def query(qid: str, *spans, **extra) -> LabelledQuery:
+    return LabelledQuery(qid, "v", "q", 150.0, np.array(spans, float).reshape(-1, 2), extra)
 
 
 def answer(qid: str, *spans, scores=None, **extra) -> Ranking:

@@ -13,11 +13,11 @@ from prediction_files import make, write
 from revisionllm.cli import main
 from revisionllm.errors import UserError
 from revisionllm.metrics.scoring import queries_from, score
-from revisionllm.records.rankings import Query, Ranking
+from revisionllm.records.rankings import LabelledQuery, Ranking
 
 
-def query(qid: str, *spans, vid="film", duration_s=1000.0) -> Query:
-    return Query(qid, vid, "q", duration_s, np.array(spans, float).reshape(-1, 2))
+def query(qid: str, *spans, vid="film", duration_s=1000.0) -> LabelledQuery:
+    return LabelledQuery(qid, vid, "q", duration_s, np.array(spans, float).reshape(-1, 2))
 
 
 def ranking(qid: str, *spans, scores=None, **fields) -> Ranking:

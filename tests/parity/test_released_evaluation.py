@@ -11,14 +11,14 @@ import pytest
 from model_assets import released
 
 from revisionllm.eval.retrieval.prediction import dense_log, retrieval_batches, retrieval_log
-from revisionllm.grounding import windows as w
-from revisionllm.search.searcher import EvalFilm, EvalQuery
+from revisionllm.grounding import released as r
+from revisionllm.records.films import Film, Query
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets" / "eval" / "eval_loops"
 INPUTS = json.loads((ASSETS / "inputs.json").read_text())
 
 
-def film(name: str) -> EvalFilm:
+def film(name: str) -> Film:
     """The fake film that the released evaluation was run on."""
     about = INPUTS["movies"][name]
     arrays = np.load(ASSETS / "inputs.npz")
@@ -29,12 +29,12 @@ def film(name: str) -> EvalFilm:
     rows = rows.astype(np.float16)
     digest = hashlib.sha256(rows.tobytes()).hexdigest()
     assert digest == INPUTS["sha256_of_float16_features"][name]
-    return EvalFilm(name, rows.astype(np.float32), 5.0, about["duration"])
+    return Film(name, rows.astype(np.float32), 5.0, about["duration"])
 
 
-def query(qid: str) -> EvalQuery:
+def query(qid: str) -> Query:
     about, arrays = INPUTS["queries"][qid], np.load(ASSETS / "inputs.npz")
-    return EvalQuery(
+    return Query(
         qid,
         about["sentence"],
         [tuple(about["timestamps"])],
@@ -84,10 +84,10 @@ def test_windows_and_frames_equal_the_released_ones(tag, hops):
     arrays = np.load(ASSETS / f"{tag}.npz")
     for qid, record in records(tag).items():
         length = INPUTS["movies"][record["video_id"]]["n"]
-        table = w.released_window_table(
+        table = r.released_window_table(
             length, window_s=125, feature_fps=5.0, hops_per_window=hops, shift_tail=hops == 5
         )
-        indices = [w.released_indices(*row, 250, length) for row in table.tolist()]
+        indices = [r.released_indices(*row, 250, length) for row in table.tolist()]
         np.testing.assert_array_equal(indices, arrays[f"{qid}_indices"])
 
 

@@ -10,12 +10,10 @@ from hypothesis import strategies as st
 from prediction_files import make, write
 
 from revisionllm.errors import UserError
+from revisionllm.grounding.levels import Cost, Moment, WindowAnswer
 from revisionllm.records.predictions import (
-    Cost,
-    Moment,
     Prediction,
     PredictionWriter,
-    WindowAnswer,
     merge_shards,
     read_predictions,
     scan_predictions,
@@ -29,7 +27,15 @@ moments = st.builds(
     st.floats(0, 1),
     st.dictionaries(st.sampled_from(["presence", "entropy", "cosine"]), st.floats(0, 9)),
 )
-windows = st.builds(WindowAnswer, st.integers(0, 99), number, number, st.text(), st.none() | number)
+windows = st.builds(
+    WindowAnswer,
+    st.integers(0, 99),
+    number,
+    number,
+    st.text(),
+    spans=st.just(()),
+    presence=st.none() | number,
+)
 predictions = st.builds(
     Prediction,
     qid=st.text(min_size=1),

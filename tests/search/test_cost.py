@@ -102,7 +102,8 @@ def test_counts_bound_what_a_search_visits():
         return answers
 
     cosine_1 = dataclasses.replace(COSINE, keep_top=8)
-    for levels in ((cosine_1, DENSE), (dataclasses.replace(COSINE, keep_fraction=0.1), DENSE)):
+    tenth = dataclasses.replace(COSINE, keep_top=round(0.1 * len(COSINE.grid(7200.0))))
+    for levels in ((cosine_1, DENSE), (tenth, DENSE)):
         results = search_many(50, 7200.0, levels, predict, cosine=cosine)
         visited = np.mean([r.cost.dense_windows for r in results])
         counted = c.count_plan(c.Plan("p", levels), SMALL, num_queries=50, **FILM)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from tiny_runs import FRAMES, sentences, tiny_run
+from tiny_runs import FRAMES, TinyFilm, sentences, tiny_run
 
 from revisionllm.engine.dense import DenseEngine
-from revisionllm.grounding.levels import Moment, SpanCandidate, WindowAnswer
+from revisionllm.grounding.levels import Level, Moment, SpanCandidate, WindowAnswer
+from revisionllm.records.films import Film, Query
 from revisionllm.search.refine import refine_moments
 
+DENSE = Level("dense", "dense", 12.0, 6.0)
 FPS = 4.0  # 24 frames: windows of 6 s instead of 12
 
 
@@ -18,7 +20,7 @@ class Scripted:
     def __init__(self, model, answer="From 04 to 15."):
         self.model, self.text, self.windows = model, answer, []
 
-    def answer(self, questions, sentences, features, *, film=None):
+    def answer(self, level, questions, film, queries):
         self.windows += [question.window for question in questions]
         return [
             WindowAnswer(
@@ -33,9 +35,13 @@ class Scripted:
         ]
 
 
+def queries(count):
+    return [Query(str(number), text) for number, text in enumerate(sentences(count))]
+
+
 def refine(engine, moments, top=1, duration_s=100.0):
-    settings = {"top": top, "feature_fps": FPS, "duration_s": duration_s}
-    return refine_moments(engine, sentences(len(moments)), None, moments, **settings)
+    film = Film("film", None, FPS, duration_s)
+    return refine_moments(engine, DENSE, film, queries(len(moments)), moments, top=top)
 
 
 def moment(start_s, end_s, score=0.5):
@@ -75,9 +81,9 @@ def test_through_the_engine():
         return rng.standard_normal((FRAMES, 16)).astype(np.float32) * 3
 
     rows = [[moment(float(t), t + 3.0)] for t in range(10, 40, 3)]
-    found = refine_moments(
-        engine, sentences(10), features, rows, top=1, feature_fps=FPS, duration_s=60.0
-    )
+    film = TinyFilm(features, fps=FPS)
+    film.duration_s = 60.0
+    found = refine_moments(engine, DENSE, film, queries(10), rows, top=1)
     assert engine.cost.prefixes == 10
     for before, after in zip(rows, found, strict=True):
         assert before[0].score == after[0].score

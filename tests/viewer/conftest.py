@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from revisionllm.records.predictions import Cost, Moment, Prediction, WindowAnswer
+from revisionllm.grounding.levels import Cost, Moment, WindowAnswer
+from revisionllm.records.predictions import Prediction
 
 DURATION_S = 600.0
 

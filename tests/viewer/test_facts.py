@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from revisionllm.records.predictions import Moment, WindowAnswer
+from revisionllm.grounding.levels import Moment, WindowAnswer
 from revisionllm.viewer import facts
 
 

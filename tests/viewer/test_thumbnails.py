@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from revisionllm.errors import UserError
-from revisionllm.records.predictions import Moment
+from revisionllm.grounding.levels import Moment
 from revisionllm.viewer.page import write_view
 from revisionllm.viewer.thumbnails import film_thumbnails, thumbnail_times
 

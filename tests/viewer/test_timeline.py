@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from revisionllm.records.predictions import Moment
+from revisionllm.grounding.levels import Moment
 from revisionllm.viewer.timeline import DOTS_PER_INCH, FOUND, ROW_INCHES, TRUTH, write_timeline
 
 

@@ -29,6 +29,8 @@ from revisionllm.eval.calibrate import PARTS, even_odds
 from revisionllm.grounding.levels import Level, WindowAnswer
 from revisionllm.grounding.scores import frame_cosines
 from revisionllm.metrics.recall import span_iou
+from revisionllm.records.films import Film
+from revisionllm.search.cost import Plan
 from revisionllm.search.kept_answers import KeptAnswers, MemoEngine
 from revisionllm.search.plans import (
     COSINE_WEIGHT,
@@ -41,7 +43,7 @@ from revisionllm.search.plans import (
     long_level,
     long_listing,
 )
-from revisionllm.search.searcher import EvalFilm, FilmSearcher
+from revisionllm.search.searcher import Searcher, SearchOptions
 
 KEEP_ALONE = 0.7  # `LONG_KEEP` of long levels that do without the cosine; they keep margins, too
 TEST_SEED, VAL_SEED = 5000, 900  # no training, quickstart, benchmark or planner film has these
@@ -136,11 +138,11 @@ class Setting:
         """The run's dense windows."""
         return dense_level(self.model.config)
 
-    def windows(self, _film: EvalFilm) -> list[Level]:
+    def windows(self, _film: Film) -> list[Level]:
         """Dense windows alone."""
         return [self.dense()]
 
-    def planned(self, film: EvalFilm) -> list[Level]:
+    def planned(self, film: Film) -> list[Level]:
         """Dense windows where the cosine level says so."""
         return [cosine_level(self.model.config, film.duration_s), self.dense()]
 
@@ -165,11 +167,11 @@ class Setting:
             runs.append((long_level(model.config), self.asking_once(engine)))
         return runs
 
-    def alone(self, film: EvalFilm) -> list[Level]:
+    def alone(self, film: Film) -> list[Level]:
         """The long runs' levels, without a word of the cosine."""
         return bounded([level for level, _ in self.long_runs], film.duration_s, KEEP_ALONE)
 
-    def recursion(self, film: EvalFilm) -> list[Level]:
+    def recursion(self, film: Film) -> list[Level]:
         """All levels, as the demo searches them: cosine, long runs, dense."""
         plans = film_plans(
             self.model.config,
@@ -180,16 +182,18 @@ class Setting:
         )
         return list(plans[-1].levels)
 
-    def search(self, films, levels, *, engine=None, calibration, refine_top=0, **options):
+    def search(self, films, levels, *, engine=None, order="coarse_to_fine", **options):
         """Predictions of all films' queries, and the films of the queries. Their LLM tokens are
         those of a query alone on its film."""
-        options |= {"calibration": calibration, "order": options.pop("order", "coarse_to_fine")}
         engines = {level.name: engine for level, engine in self.long_runs}
         engines["dense"] = engine or self.engine
         asked = self.shape.prefix_tokens + self.shape.question_tokens
         predictions, names = [], []
         for film, queries in tqdm(films, "films searched", leave=False, file=sys.stderr):
-            searcher = FilmSearcher(levels(film), engines, "", options, refine_top=refine_top)
+            plan = Plan("", tuple(levels(film)), order)
+            searcher = Searcher(
+                engines, self.model.config, SearchOptions(**options), lambda *_, plan=plan: plan
+            )
             before = self._long_tokens()
             found = searcher.ground(film, queries)
             share = (self._long_tokens() - before) / len(queries)
@@ -225,7 +229,7 @@ class Setting:
             asked.films += [film.vid] * len(queries)
             asked.truth += [query.gt[0] if query.gt else None for query in queries]
             features = np.stack([query.feature for query in queries])
-            asked.cosines += list(frame_cosines(film.rows, features))
+            asked.cosines += list(frame_cosines(film.features, features))
         return asked
 
     def baselines(self, films) -> list[dict]:
@@ -243,7 +247,7 @@ def ingredients(setting: Setting) -> Rows:
     for minutes in setting.args.minutes:
         films, windows = setting.films(minutes), setting.windows
 
-        def whole(film: EvalFilm) -> list[Level]:
+        def whole(film: Film) -> list[Level]:
             return [replace(setting.dense(), window_s=film.duration_s, stride_s=film.duration_s)]
 
         own = setting.changed(first_span)
@@ -285,7 +289,7 @@ def _long_rows(setting: Setting, films, options) -> list[dict]:
         for first in reversed(range(len(names))):
             shown = len(names) - first
 
-            def levels(film: EvalFilm, coarse=coarse, shown=shown) -> list[Level]:
+            def levels(film: Film, coarse=coarse, shown=shown) -> list[Level]:
                 long_levels = [level for level in coarse(film) if level.kind == "segments"]
                 return [*long_levels[-shown:], dense]
 
@@ -314,10 +318,10 @@ def order(setting: Setting) -> Rows:
     films, dense, rows = setting.films(setting.minutes), setting.dense(), []
     naming = [level for level, _ in setting.long_runs]
 
-    def first(film: EvalFilm) -> list[Level]:
+    def first(film: Film) -> list[Level]:
         return setting.recursion(film)[1:] if naming else setting.planned(film)
 
-    def vetoing(film: EvalFilm) -> list[Level]:
+    def vetoing(film: Film) -> list[Level]:
         return [*naming, dense] if naming else setting.planned(film)
 
     for name in ("coarse_to_fine", "fine_to_coarse", "exhaustive"):

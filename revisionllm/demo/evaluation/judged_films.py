@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from revisionllm.data.stores.feature_writers import save_npy
-from revisionllm.search.searcher import EvalFilm, EvalQuery
+from revisionllm.records.films import Film, Query
 
 SEED_STEP = 3  # from one film of a set to the next; any number would do
 
@@ -27,7 +27,7 @@ def judged_film(
     first_seed: int,
     split: str = "test",
     all_features: bool = False,
-) -> tuple[EvalFilm, list[EvalQuery]]:
+) -> tuple[Film, list[Query]]:
     """Film number `number` of a set, and its queries; absent ones have `gt` [].
 
     Args:
@@ -55,7 +55,7 @@ def judged_film(
     asked = film_sentences(plan, num_present, num_absent)
     words, features = clip.encode_texts([a.sentence for a in asked])
     queries = [
-        EvalQuery(a.query_id, a.sentence, [a.span_s] if a.span_s else [], np.asarray(word), feature)
+        Query(a.query_id, a.sentence, [a.span_s] if a.span_s else [], np.asarray(word), feature)
         for a, word, feature in zip(asked, words, features.numpy(), strict=True)
     ]
-    return EvalFilm(plan.film_id, rows, len(rows) / duration_s, duration_s, plan.film_id), queries
+    return Film(plan.film_id, rows, len(rows) / duration_s, duration_s, plan.film_id), queries

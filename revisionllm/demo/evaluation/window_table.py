@@ -26,6 +26,7 @@ from revisionllm.demo.world.language import (
 )
 from revisionllm.demo.world.plans import COLOURS, SHAPES, SIZES, Fact, FilmPlan, plan_film
 from revisionllm.grounding.levels import Question
+from revisionllm.records.films import Query
 
 TRUE, KEPT = "true", "true, a pair kept from training"
 # attributes of an actor, by their place in `Description.actor`
@@ -93,11 +94,9 @@ def window_rows(setting, films) -> list[dict]:
                 kinds.append(kind)
                 sentences.append(sentence)
 
-        def features(window, film=film):
-            return film.window_frames(window, setting.model.config)
-
         engine = setting.engine.engine  # asked once: nothing to remember
-        answers = engine.answer(questions, sentences, features, film=film.key)
+        queries = [Query(str(number), sentence) for number, sentence in enumerate(sentences)]
+        answers = engine.answer(setting.dense(), questions, film, queries)
         for kind, answer in zip(kinds, answers, strict=True):
             told[kind].append(answer.is_positive == (kind in (TRUE, KEPT)))
     return [

@@ -14,7 +14,7 @@ from revisionllm.eval.report import figures
 from revisionllm.eval.report.tables import Table, percent
 from revisionllm.metrics.recall import Interval, paired_difference
 from revisionllm.metrics.scoring import Scored, film_groups, per_query_measures
-from revisionllm.records.rankings import NO_SPANS, Query, Ranking
+from revisionllm.records.rankings import NO_SPANS, LabelledQuery, Ranking
 
 COMPARED = (("mIoU", None, None), ("R1@0.3", 1, 0.3), ("R1@0.5", 1, 0.5), ("R5@0.5", 5, 0.5))
 SHOWN_MOMENTS = 3  # per run, in timelines
@@ -26,7 +26,7 @@ NUM_FRAMES = 8
 class Bars:
     """One query with the bars of its timeline: (label, colour, spans [n, 2]), the truth first."""
 
-    query: Query
+    query: LabelledQuery
     ious: dict[str, float]  # run -> IoU of its best-ranked moment
     bars: list[tuple[str, str, np.ndarray]]
 

@@ -23,7 +23,7 @@ from revisionllm.files import MADE_BY, claim_outputs, write_json, write_text
 from revisionllm.formats.log_windows import RELEASED_FRAMES
 from revisionllm.metrics.scoring import Accounting
 from revisionllm.options import Parser
-from revisionllm.records.rankings import Query
+from revisionllm.records.rankings import LabelledQuery
 
 HEADER = "====================== Grounding ======================"
 
@@ -191,7 +191,7 @@ def _field_blocks(
     return blocks
 
 
-def _read_truth(data_path: str | None) -> dict[str, Query] | None:
+def _read_truth(data_path: str | None) -> dict[str, LabelledQuery] | None:
     if data_path is None:
         return None
     from revisionllm.formats.registry import read_queries
@@ -206,7 +206,7 @@ def _all_queries(
     answers: Mapping[str, combine.DenseAnswers],
     absent: Sequence[str],
     ranges: Sequence[Mapping],
-    truth: Mapping[str, Query] | None,
+    truth: Mapping[str, LabelledQuery] | None,
 ) -> list[str]:
     """Every query that counts: annotated, or answered by a stage; absent events do not."""
     if truth is not None:

@@ -26,7 +26,7 @@ from revisionllm.formats.released_log import (
 from revisionllm.metrics.recall import EMPTY_RANK, RECALL_RANKS, mean_iou, recall_at_k, span_iou
 from revisionllm.metrics.scoring import Accounting
 from revisionllm.records.jsonl import BadRecord, Problem
-from revisionllm.records.rankings import NO_SPANS, Query, Ranking, read_own_rankings
+from revisionllm.records.rankings import NO_SPANS, LabelledQuery, Ranking, read_own_rankings
 
 
 @dataclass
@@ -113,7 +113,7 @@ def own_files(folder: Path, num_shards: int | None) -> tuple[list[Path], list[Pr
 
 
 def dense_answers(
-    stage: Stage, truth: Mapping[str, Query] | None, accounting: Accounting
+    stage: Stage, truth: Mapping[str, LabelledQuery] | None, accounting: Accounting
 ) -> tuple[dict[str, DenseAnswers], list[str]]:
     """The dense answers of each query whose event is in its film, and the ids of absent events.
 
@@ -143,7 +143,7 @@ def dense_answers(
 
 
 def _from_ranking(
-    item: Ranking, query: Query | None, accounting: Accounting
+    item: Ranking, query: LabelledQuery | None, accounting: Accounting
 ) -> DenseAnswers | None:
     """Our record, None if its event is absent."""
     gt = item.gt if query is None else query.spans
@@ -164,7 +164,7 @@ def _from_ranking(
 
 
 def _from_log(
-    row: LogRow, query: Query | None, logs: LogArithmetic, accounting: Accounting
+    row: LogRow, query: LabelledQuery | None, logs: LogArithmetic, accounting: Accounting
 ) -> DenseAnswers | None:
     """A released row. With annotations: unrounded IoU from the answers; without: IoU as logged."""
     if query is not None and not len(query.spans):
@@ -190,7 +190,7 @@ def _from_log(
 
 
 def _unrounded(
-    row: LogRow, query: Query, logs: LogArithmetic, accounting: Accounting
+    row: LogRow, query: LabelledQuery, logs: LogArithmetic, accounting: Accounting
 ) -> tuple[np.ndarray, np.ndarray]:
     try:
         ranking, num_reversed = log_ranking(

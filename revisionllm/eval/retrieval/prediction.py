@@ -23,9 +23,10 @@ import numpy as np
 
 from revisionllm.errors import UserError
 from revisionllm.files import lock_file
-from revisionllm.grounding import scores, windows
+from revisionllm.grounding import released as arithmetic
 from revisionllm.grounding.answers import parse_first_integer, parse_released_span
-from revisionllm.search.searcher import EvalFilm, EvalQuery
+from revisionllm.grounding.scores import TOP_FRAMES
+from revisionllm.records.films import Film, Query
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,19 +72,19 @@ def decode_freely(model: GroundingModel, visual_NH: Tensor, sentence: str) -> Fr
             ),
         )
     logits = torch.stack(result.logits, 1).float().cpu().numpy()
-    most, _, mean, _ = scores.released_entropy_stats(logits)[0]
+    most, _, mean, _ = arithmetic.released_entropy_stats(logits)[0]
     text = model.tokenizer.decode(result.sequences[0], skip_special_tokens=True).strip()
     return FreeAnswer(text, float(mean), float(most))
 
 
 def dense_log(
     model: GroundingModel,
-    film: EvalFilm,
-    query: EvalQuery,
+    film: Film,
+    query: Query,
     *,
     score_merge: str = "add",
     score_kind: str = "mean_entropy",
-    top_frames: int = scores.TOP_FRAMES,
+    top_frames: int = TOP_FRAMES,
     normalise: bool = True,
 ) -> dict[str, Any]:
     """The released log line of a query's dense windows.
@@ -102,37 +103,40 @@ def dense_log(
 
     if query.feature is None:
         raise UserError(f"query {query.qid}: released scores need its sentence feature")
-    config, length = model.config, len(film.rows)
+    config, length = model.config, len(film.features)
     frames_per_window = config.frames_per_window
-    table = windows.released_window_table(
+    table = arithmetic.released_window_table(
         length, window_s=config.window_s, feature_fps=film.feature_fps
     )
     num_film_frames = int(film.duration_s * frames_per_window / config.window_s)
     truth = np.array(query.gt[0]) / film.duration_s
     answers, ious, cosines, entropies = [], [], [], []
     for index, (first, last) in enumerate(table.tolist()):
-        rows = film.rows[windows.released_indices(first, last, frames_per_window, length)]
+        rows = film.features[arithmetic.released_indices(first, last, frames_per_window, length)]
         frames = torch.from_numpy(np.asarray(rows, dtype=np.float32))[None].to(model.device)
         with torch.inference_mode():
             visual = model.embed_frames(frames)[0]
         answer = decode_freely(model, visual, query.sentence)
         answers.append(answer.text)
         span = parse_released_span(answer.text)
-        placed = span and windows.released_film_span(
+        placed = span and arithmetic.released_film_span(
             *span, index, frames_per_window=frames_per_window, num_film_frames=num_film_frames
         )
         if placed:
             ious.append(released_iou(placed, truth))
             count = top_frames or len(rows)
-            cosines.append(scores.released_span_cosine(rows, *span, query.feature, count))
+            cosines.append(arithmetic.released_span_cosine(rows, *span, query.feature, count))
             is_max = score_kind == "max_entropy"
             entropies.append(answer.max_entropy if is_max else answer.mean_entropy)
     if normalise:
-        cosines, entropies = scores.normalise_by_max(cosines), scores.normalise_by_max(entropies)
+        cosines, entropies = (
+            arithmetic.normalise_by_max(cosines),
+            arithmetic.normalise_by_max(entropies),
+        )
     if score_kind == "cosine_sim":
         merged = np.asarray(cosines, np.float64).tolist()
     else:
-        merged = scores.merge_scores(cosines, entropies, score_merge).tolist()
+        merged = arithmetic.merge_scores(cosines, entropies, score_merge).tolist()
     return _log(film, query, answers, {"iou": ious, "scores": merged})
 
 
@@ -145,8 +149,8 @@ def released_iou(span: Sequence[float], truth: Sequence[float]) -> float:
 
 def retrieval_log(
     model: GroundingModel,
-    film: EvalFilm,
-    query: EvalQuery,
+    film: Film,
+    query: Query,
     *,
     num_segments: int,
     zooms: Sequence[int] = ZOOMS,
@@ -163,8 +167,8 @@ def retrieval_log(
     """
     if query.words is None:
         raise UserError(f"query {query.qid}: segments need its word features")
-    config, length = model.config, len(film.rows)
-    table = windows.released_window_table(
+    config, length = model.config, len(film.features)
+    table = arithmetic.released_window_table(
         length,
         window_s=config.window_s,
         feature_fps=film.feature_fps,
@@ -177,7 +181,7 @@ def retrieval_log(
         order = list(shuffle(count))
         shown = tokens[[start + position for position in order]].repeat_interleave(zoom, 0)
         answer = decode_freely(model, shown, query.sentence)
-        found = windows.released_retrieved_segments(
+        found = arithmetic.released_retrieved_segments(
             parse_first_integer(answer.text),
             zoom=zoom,
             shuffle=order,
@@ -191,7 +195,7 @@ def retrieval_log(
         means.append(1 / answer.mean_entropy)
         mosts.append(1 / answer.max_entropy)
         asked_zooms.append(zoom)
-    truth = windows.released_truth_segments(*query.gt[0], len(table))
+    truth = arithmetic.released_truth_segments(*query.gt[0], len(table))
     hit = any(first <= number <= last for first, last in frames.values() for number in truth)
     info = {"gt": truth, "frames": frames, "iou": [int(hit)], "mean_entropy": means}
     info |= {"max_entropy": mosts, "hierarchy_zooms": asked_zooms}
@@ -219,23 +223,23 @@ def retrieval_batches(
     return batches
 
 
-def _segment_tokens(
-    model: GroundingModel, film: EvalFilm, query: EvalQuery, table: np.ndarray
-) -> Tensor:
+def _segment_tokens(model: GroundingModel, film: Film, query: Query, table: np.ndarray) -> Tensor:
     """Every segment's token [N, H], each encoded once; the released code encodes it every time."""
     import torch
 
     words = torch.from_numpy(query.rows_for(model.config))[None].to(model.device)
     tokens = []
     for first, last in table.tolist():
-        rows = windows.released_indices(first, last, model.config.frames_per_window, len(film.rows))
-        frames = torch.from_numpy(np.asarray(film.rows[rows], dtype=np.float32))[None]
+        rows = arithmetic.released_indices(
+            first, last, model.config.frames_per_window, len(film.features)
+        )
+        frames = torch.from_numpy(np.asarray(film.features[rows], dtype=np.float32))[None]
         with torch.inference_mode():
             tokens.append(model.embed_frames(frames.to(model.device), words, output="segment")[0])
     return torch.cat(tokens)
 
 
-def _log(film: EvalFilm, query: EvalQuery, answers: list[str], info: dict) -> dict[str, Any]:
+def _log(film: Film, query: Query, answers: list[str], info: dict) -> dict[str, Any]:
     return {
         "video_id": film.vid,
         "task": "grounding",
@@ -304,7 +308,7 @@ def predict_released(args, stage: str, make_log: Callable[..., dict[str, Any]]) 
         for vid, annotation in tqdm(todo, unit="query"):
             if film is None or film.vid != vid:
                 film = source.film(vid, annotation.duration_s)
-            if len(film.rows) < model.config.window_s * film.feature_fps:
+            if len(film.features) < model.config.window_s * film.feature_fps:
                 skipped[vid] = skipped.get(vid, 0) + 1
                 continue
             line = make_log(model, film, source.query(annotation))

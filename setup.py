@@ -42,7 +42,11 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["revisionllm", "revisionllm.*"]),
     install_requires=REQUIREMENTS,
-    package_data={"revisionllm.viewer": ["assets/*"], "revisionllm.search": ["speeds.json"]},
+    package_data={
+        "revisionllm.viewer": ["assets/*"],
+        "revisionllm.eval.report": ["assets/*"],
+        "revisionllm.search": ["speeds.json"],
+    },
     extras_require={
         "flash": ["flash-attn"],
         "gguf": ["gguf"],

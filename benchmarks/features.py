@@ -24,7 +24,7 @@ import numpy as np
 
 from revisionllm.data.stores.feature_store import FeatureStore, LmdbStore, open_features
 from revisionllm.data.stores.feature_writers import write_features
-from revisionllm.grounding.windows import frame_feature_indices
+from revisionllm.grounding.windows import WindowClock
 from revisionllm.options import Parser
 
 FEATURE_FPS, NUM_FEATURES, WIDTH = 5.0, 36_000, 768
@@ -58,16 +58,11 @@ def random_windows(names: list[str], count: int, seed: int) -> list[tuple[str, n
     """Films and the feature indices of a window in each; every film comes first once."""
     rng = np.random.default_rng(seed)
     latest_s = NUM_FEATURES / FEATURE_FPS - WINDOW_S
+    clock = WindowClock(WINDOW_S, FRAMES, FEATURE_FPS)
     return [
         (
             names[number % len(names)],
-            frame_feature_indices(
-                float(rng.uniform(0, latest_s)),
-                window_s=WINDOW_S,
-                frames_per_window=FRAMES,
-                feature_fps=FEATURE_FPS,
-                num_features=NUM_FEATURES,
-            ),
+            clock.feature_indices(float(rng.uniform(0, latest_s)), NUM_FEATURES),
         )
         for number in range(count)
     ]

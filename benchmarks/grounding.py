@@ -40,7 +40,7 @@ from revisionllm.engine.dense import DenseEngine, shared_tokens
 from revisionllm.engine.reference import answer_segments
 from revisionllm.engine.segments import SegmentEngine, segment_grammar
 from revisionllm.grounding.levels import Level, Question
-from revisionllm.grounding.windows import Window, dense_windows, frame_feature_indices
+from revisionllm.grounding.windows import Window, WindowClock, dense_windows
 from revisionllm.model.base import load_tokenizer
 from revisionllm.model.config import AdapterConfig, RunConfig
 from revisionllm.model.llama import GroundingModel, build_adapter
@@ -120,14 +120,8 @@ class RandomFilm:
         return self.features(window)
 
     def features(self, window: Window) -> np.ndarray:
-        indices = frame_feature_indices(
-            window.start_s,
-            window_s=WINDOW_S,
-            frames_per_window=FRAMES,
-            feature_fps=FEATURE_FPS,
-            num_features=len(self.rows),
-        )
-        return self.rows[indices]
+        clock = WindowClock(WINDOW_S, FRAMES, FEATURE_FPS)
+        return self.rows[clock.feature_indices(window.start_s, len(self.rows))]
 
 
 class ScriptedDecoder(Decoder):

@@ -18,7 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from revisionllm.grounding.scores import span_iou
-from revisionllm.grounding.windows import labels_to_span, span_to_labels
+from revisionllm.grounding.windows import WindowClock
 
 LENGTHS_S = (0.3, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 60.0)
 MAPPINGS = ("centered", "rounded")
@@ -28,18 +28,11 @@ STARTS = 2000
 def reached(length_s: float, mapping: str, args: argparse.Namespace) -> np.ndarray:
     """IoU [STARTS] of perfect answers to events of one length."""
     frame_s = args.window_s / args.frames_per_window
-    clock = {
-        "window_s": args.window_s,
-        "frames_per_window": args.frames_per_window,
-        "time_mapping": mapping,
-    }
+    clock = WindowClock(args.window_s, args.frames_per_window, time_mapping=mapping)
     first_s = args.window_s / 4
     starts_s = first_s + np.arange(STARTS) / STARTS * frame_s
     events = np.stack([starts_s, starts_s + length_s], axis=1)
-    spans = [
-        labels_to_span(*span_to_labels(*event, 0.0, **clock), 0.0, **clock)
-        for event in events.tolist()
-    ]
+    spans = [clock.span(*clock.labels(event, 0.0), 0.0) for event in events.tolist()]
     return span_iou(np.array(spans), events)
 
 

@@ -42,7 +42,7 @@ from revisionllm.search.cost import (
     device_speeds,
 )
 from revisionllm.search.kept_answers import MemoEngine
-from revisionllm.search.plans import DEFAULT_KEEP, film_plans
+from revisionllm.search.plans import DEFAULT_KEEP, search_plans
 
 FIRST_SEED = 3000  # no film of training, validation, quickstart or README has it
 QUERY_COUNTS = (1, 20, 200)
@@ -116,7 +116,7 @@ def all_searches(args, minutes: float, num_films: int) -> tuple[dict, ModelShape
         film, queries = demo_film(number, minutes, args, clip)
         engine = MemoEngine(DenseEngine(model, budget_mb=args.budget_mb), {})
         for keep, answered in found.items():
-            plans = film_plans(model.config, film.duration_s, keep=keep)
+            plans = search_plans(model.config, film.duration_s, keep=keep)
             answered.append(search(engine, film, queries, plans[-1], calibration))
     return found, llm_shape(model)
 
@@ -242,7 +242,7 @@ def run_count(args: argparse.Namespace) -> dict:
     config = RunConfig()
     long_levels = [long_level(RunConfig(num_segments=size)) for size in LONG_SIZES]
     duration_s = 7200.0
-    plans = film_plans(config, duration_s, keep=args.keep[-1], long_levels=long_levels)
+    plans = search_plans(config, duration_s, keep=args.keep[-1], long_levels=long_levels)
     common = {"duration_s": duration_s, "feature_fps": config.feature_fps}
     rows = []
     for queries in (1, 20, 640):

@@ -9,3 +9,5 @@ NOT_PRESENT = "Not Present"
 MAX_SENTENCE = 2000  # characters of a sentence; CLIP reads 77 tokens
 # what ends a line in any convention, and the zero character: spaces in a sentence
 LINE_BREAKS = re.compile("[\n\v\f\r\x1c-\x1e\x85\u2028\u2029\0]+")
+
+NO_OWNER = -1  # padding at the end of packed questions

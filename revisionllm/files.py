@@ -16,7 +16,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -408,3 +408,19 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, value: Any, indent: int = 2) -> None:
     """Write `value` as ASCII JSON with a line end after it, in one step; see `replacing`."""
     write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+def html_template(package: str, name: str, **filters: Callable[..., Any]) -> Any:
+    """A Jinja template of a package's `assets/`; every text that it is given is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader(package, "assets"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= filters
+    return environment.get_template(name)

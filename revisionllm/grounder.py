@@ -29,10 +29,10 @@ from revisionllm.search.plans import (
     COSINE_WEIGHT,
     DEFAULT_KEEP,
     LONG_KEEP,
-    film_plans,
     llm_shape,
     long_level,
     long_listing,
+    search_plans,
 )
 
 PACKAGE = Path(__file__).resolve().parent
@@ -212,7 +212,7 @@ class Grounder:
         """
         if search not in SEARCHES:
             raise UserError(f"search {search!r} is not one of {', '.join(SEARCHES)}")
-        plans = film_plans(
+        plans = search_plans(
             self.model.config,
             duration_s,
             keep=keep,
@@ -239,7 +239,7 @@ class Grounder:
             search: "planned" (the cheapest of `plans`), "recursive" (all levels, coarse to fine)
                 or "exhaustive" (every dense window).
             keep: segments that the cosine level keeps before dense windows, times the root of their
-                number; before other levels more (`film_plans`).
+                number; before other levels more (`search_plans`).
             threshold: a sentence is found if its best moment scores at least this.
             top_k: moments per sentence at most.
             verbose: say on stderr which plan was taken, and why.

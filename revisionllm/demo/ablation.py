@@ -2,7 +2,7 @@
 
     python revisionllm/demo/ablation.py --out out/ablation
 
-Seven tables with a plot each: ingredients, film length, search order, confidence, window sampling,
+Six tables with a plot each: ingredients, search order, confidence, window sampling,
 errors by kind, and what single windows tell. The model answers every (sentence, window) at most
 once; all searches and rankings that differ only in what they look at or how they rank read the same
 answers. Intervals are 95 % bootstrap intervals that resample whole films. docs/ablation.md says
@@ -23,7 +23,7 @@ from revisionllm.files import claim_outputs, write_json, write_text
 from revisionllm.grounder import DEFAULT_CHECKPOINT
 from revisionllm.options import Parser
 
-TABLES = ("ingredients", "length", "order", "confidence", "sampling", "errors", "windows")
+TABLES = ("ingredients", "order", "confidence", "sampling", "errors", "windows")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,13 +40,6 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[60, 180],
         help="lengths of `ingredients`; the others take the first",
-    )
-    add(
-        "--lengths",
-        type=float,
-        nargs="+",
-        default=[10, 60, 120, 240, 480],
-        help="minutes, of `length`",
     )
     add("--present", type=int, default=30, help="sentences per film that happen (%(default)s)")
     add("--absent", type=int, default=10, help="sentences that never happen (%(default)s)")

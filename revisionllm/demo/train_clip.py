@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -59,13 +58,6 @@ def model_config(vocab_size: int) -> dict:
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
-
-
-def copy_folder(out: Path, init: Path) -> None:
-    """Write the tokenizer and open_clip_config.json of the CLIP to start from."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name in (*TOKENIZER_FILES, CONFIG_FILE):
-        shutil.copyfile(init / name, out / name)
 
 
 def prepare_folder(out: Path, seed: int) -> None:
@@ -198,8 +190,8 @@ class Batches:
         return to_pixels(frames, self.config), ids, *attribute_targets(frames)
 
 
-def closeups_first(args: argparse.Namespace, model, spots, films, config: dict) -> float:
-    """Teach the first stages on close-ups of a pool of frames; returns the seconds it took."""
+def closeups_first(args: argparse.Namespace, model, spots, films, config: dict) -> None:
+    """Teach the first stages on close-ups of a pool of frames."""
     import numpy as np
     import torch
 
@@ -212,30 +204,24 @@ def closeups_first(args: argparse.Namespace, model, spots, films, config: dict) 
     log.info("%d frames for close-ups, %.0f s", len(frames), time.time() - started)
     options = {"lr": args.lr, "seed": args.seed, "bf16": args.bf16}
     train_closeups(model.visual, spots, pool, steps=args.closeup_steps, **options)
-    return time.time() - started
 
 
 def train(args: argparse.Namespace) -> dict[str, float]:
     """Train and save to `args.out`; resumes from clip_state.pt there. Returns the accuracies on
     films of the test split."""
-    import numpy as np
     import open_clip
     import torch
-    from safetensors.torch import load_file, save_file
+    from torch.nn import functional
 
-    from revisionllm.demo.training.clip_data import plan_films, sample_frames
+    from revisionllm.demo.training.clip_data import plan_films
     from revisionllm.demo.training.clip_heads import AttributeReadout, SpotReadout
     from revisionllm.demo.training.film_features import num_workers
-    from revisionllm.demo.training.loop import load_state, save_state
+    from revisionllm.demo.training.loop import Loop
     from revisionllm.model.base import choose_device
 
     torch.manual_seed(args.seed)
-    if args.init is None:
-        prepare_folder(args.out, args.seed)
-    else:
-        copy_folder(args.out, args.init)
+    prepare_folder(args.out, args.seed)
     config = json.loads((args.out / CONFIG_FILE).read_text())
-    weights = args.out / WEIGHTS_FILE
     cfg = config["model_cfg"]
     model = open_clip.CLIP(cfg["embed_dim"], cfg["vision_cfg"], cfg["text_cfg"])
     model = model.to(memory_format=torch.channels_last)
@@ -246,25 +232,22 @@ def train(args: argparse.Namespace) -> dict[str, float]:
         part.to(device)
     seen = {}
     model.visual.layer3.register_forward_hook(lambda _m, _i, output: seen.update(maps=output))
-    parameters = [*model.parameters(), *readout.parameters(), *spots.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=0.05, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, args.lr, total_steps=args.steps, pct_start=0.08
-    )
     films = plan_films(args.films, "train")
-    batches = Batches(args, config, tokenizer, films)
-    parts = {"model": model, "readout": readout, "spots": spots}
-    parts |= {"optimizer": optimizer, "schedule": schedule}
-    state_path = args.out / "clip_state.pt"
-    first_step, spent_before_s = 0, 0.0
+    loop = Loop(
+        "clip",
+        {"model": model, "readout": readout, "spots": spots},
+        steps=args.steps,
+        lr=args.lr,
+        warmup=args.steps // 12,
+        state_path=args.out / "clip_state.pt",
+        save_every=args.save_every,
+        bf16=args.bf16,
+    )
     model.train()
-    if state_path.exists():
-        first_step, spent_before_s = load_state(state_path, parts)
-    elif args.init is not None:
-        model.load_state_dict(load_file(args.init / WEIGHTS_FILE))
-    else:
-        spent_before_s = closeups_first(args, model, spots, films, config)
-        save_state(state_path, parts, 0, spent_before_s)
+    if not loop.resumed:
+        closeups_first(args, model, spots, films, config)
+        loop.save()
+    batches = Batches(args, config, tokenizer, films)
     # workers draw frames while the model learns from the last ones, on a core of its own; spawned:
     # a forked child that uses FFmpeg after its parent's threads did waits for ever
     workers = max(1, num_workers() - 1) if args.workers is None else args.workers
@@ -272,53 +255,53 @@ def train(args: argparse.Namespace) -> dict[str, float]:
         batches,
         batch_size=None,
         num_workers=workers,
-        sampler=range(first_step, args.steps),
+        sampler=range(loop.first_step, args.steps),
         multiprocessing_context="spawn" if workers else None,
     )
-    started = time.time() - spent_before_s
-    for step, batch in enumerate(loader, first_step):
+    for _, batch in zip(loop, loader, strict=True):
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, 4.6)
         pixels, ids, shapes, poses = (part.to(device) for part in batch)
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+        with loop.autocast():
             features = model.encode_image(pixels.to(memory_format=torch.channels_last))
             text = model.encode_text(ids, normalize=True)
         features, scale = features.float(), model.logit_scale.exp()
-        image = torch.nn.functional.normalize(features, dim=-1)
-        logits = scale * image @ text.float().T
+        logits = scale * functional.normalize(features, dim=-1) @ text.float().T
         target = torch.arange(len(ids), device=device)
-        loss = (
-            torch.nn.functional.cross_entropy(logits, target)
-            + torch.nn.functional.cross_entropy(logits.T, target)
-        ) / 2
+        loss = functional.cross_entropy(logits, target)
+        loss = (loss + functional.cross_entropy(logits.T, target)) / 2
         attribute_loss = readout.loss(features, shapes, poses)
         spot_loss = spots.of_pictures(seen["maps"], shapes, poses)
-        optimizer.zero_grad(set_to_none=True)
-        (loss + args.attribute_weight * (attribute_loss + spot_loss)).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, 4.6)
-        if step % 20 == 0 or step == args.steps - 1:
-            hit = (logits.argmax(1) == target).float().mean()
-            spent_s = time.time() - started
-            eta_min = spent_s / (step + 1) * (args.steps - step - 1) / 60
-            log.info(
-                "step %d/%d loss %.3f attributes %.3f spots %.3f (shape %.3f)"
-                " own caption of %d %.3f, eta %.1f min",
-                *(step, args.steps, loss.item(), attribute_loss.item(), spot_loss.item()),
-                *(spots.right, len(ids), float(hit), eta_min),
-            )
-        if (step + 1) % args.save_every == 0:
-            save_state(state_path, parts, step + 1, time.time() - started)
+        right = int((logits.argmax(1) == target).sum())
+        loop.take(
+            loss + args.attribute_weight * (attribute_loss + spot_loss),
+            {"shape": spots.right, "own_caption": (right, len(ids))},
+            loss=loss,
+            attributes=attribute_loss,
+            spots=spot_loss,
+        )
+    return finish(args, model, readout, loop, config, tokenizer)
+
+
+def finish(args: argparse.Namespace, model, readout, loop, config: dict, tokenizer) -> dict:
+    """Judge the model on films of the test split, write it and its card; the scores."""
+    import numpy as np
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    from revisionllm.demo.training.clip_data import plan_films, sample_frames
+
+    device = model.logit_scale.device
     held_out = sample_frames(plan_films(40, "test"), args.test_shots, np.random.default_rng(5))
     scores = accuracy(model, tokenizer, config, held_out)
     with torch.inference_mode():
         features = image_features(model, config, held_out)
         asked = (features, *attribute_targets(held_out))
         scores["read_out"] = readout.scores(*(part.to(device) for part in asked))
-    scores["seconds"] = time.time() - started
+    scores["seconds"] = loop.spent_s
     state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    with replacing(weights) as temporary:
+    with replacing(args.out / WEIGHTS_FILE) as temporary:
         save_file(state, temporary)
     card = {"args": {k: str(v) for k, v in vars(args).items()}, "test_films": scores}
     card["versions"] = {"torch": torch.__version__, "open_clip": open_clip.__version__}
@@ -335,7 +318,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=Path("checkpoints/demo/clip"), help="folder to write"
     )
-    parser.add_argument("--init", type=Path, help="CLIP to start from, without close-ups first")
     parser.add_argument("--steps", type=int, default=1200, help="optimizer steps")
     parser.add_argument("--batch_size", type=int, default=256, help="frames per step")
     parser.add_argument("--films", type=int, default=300, help="training films of 15 minutes")

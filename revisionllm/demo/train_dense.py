@@ -28,13 +28,6 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--out", type=Path, default=Path("checkpoints/demo"), help="folder for base/ and dense/")
     add("--clip", type=Path, default=Path("checkpoints/demo/clip"), help="the demo CLIP")
-    add(
-        "--init",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="folder with base/ and dense/ to start from; of several, the mean of their weights",
-    )
     add("--cache", type=Path, default=Path("out/demo_features"), help="features of training films")
     add("--films", type=int, default=90, help="training films")
     add("--val_films", type=int, default=4, help="validation films")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # started by path: import from the repository, not from here
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from revisionllm.errors import UserError, run_entry_point
+from revisionllm.errors import run_entry_point
 from revisionllm.files import write_json
 from revisionllm.options import Parser, Range
 
@@ -76,16 +75,12 @@ class PairSampler:
             WINDOW_S,
             WindowSampler,
         )
-        from revisionllm.grounding.windows import frame_feature_indices
+        from revisionllm.grounding.windows import WindowClock
 
         self.sampler = WindowSampler(questions, 0, split)
-        self.frames = frame_feature_indices(
-            -FRAME_S / 2,  # feature 0 is in the middle of its share
-            window_s=WINDOW_S,
-            frames_per_window=frames_per_window,
-            feature_fps=FEATURE_FPS / FEATURE_STEP,
-            num_features=FRAMES_PER_WINDOW,
-        )
+        clock = WindowClock(WINDOW_S, frames_per_window, FEATURE_FPS / FEATURE_STEP)
+        # feature 0 is in the middle of its share
+        self.frames = clock.feature_indices(-FRAME_S / 2, FRAMES_PER_WINDOW)
         self.clip = clip
 
     def draw(self, films, crossed: int, windows: int, rng) -> Pairs:
@@ -187,31 +182,13 @@ def losses(adapter, heads, pairs: Pairs, crossed: int = 0):
     return loss, hits
 
 
-def go_on_from(run: Path, adapter) -> None:
-    """Copy another run's adapter; what it does not read yet (the sentence) starts without effect.
-
-    Raises:
-        UserError: an adapter of other sizes.
-    """
-    from revisionllm.model.loading import describe
-
-    tensors = describe(run)[1].tensors
-    wanted = adapter.state_dict()
-    other = [n for n, t in tensors.items() if n not in wanted or wanted[n].shape != t.shape]
-    missing = wanted.keys() - tensors.keys() - {"match.weight"}
-    if other or missing:
-        raise UserError(f"{run}: not an adapter of these sizes: {sorted({*other, *missing})[:3]}")
-    adapter.load_state_dict(tensors, strict=False)
-
-
 def train(args: argparse.Namespace) -> None:
     """Train, resuming, and write the run folder."""
     import numpy as np
     import torch
 
     from revisionllm.demo.training.film_features import training_films
-    from revisionllm.demo.training.frame_training import rate, set_rate, share
-    from revisionllm.demo.training.loop import load_state, moved, save_state
+    from revisionllm.demo.training.loop import Loop, moved
     from revisionllm.model.base import choose_device
     from revisionllm.model.clip import load_clip
     from revisionllm.model.config import AdapterConfig
@@ -239,52 +216,38 @@ def train(args: argparse.Namespace) -> None:
     numbers = known.tensors.get("position.table")
     if numbers is not None and numbers.shape == adapter.position.table.shape:
         adapter.position.table.data.copy_(numbers)  # the LLM can read these: its frames have them
-    if args.init:
-        go_on_from(args.init, adapter)
     heads = build_heads(adapter.hidden_size).to(device)
     sampler = PairSampler(clip, args.frames_per_window, args.questions)
-    parameters = [*adapter.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
-    parts = {"adapter": adapter, "heads": heads, "optimizer": optimizer}
-    state_path, first_step = args.out / "segments_state.pt", 0
-    if state_path.exists():
-        first_step, _ = load_state(state_path, parts)
-    started, recent, seen = time.time(), [], []
+
+    def on_save() -> None:
+        save_run(model, args.out)
+        card = {"command": sys.argv, "args": {k: str(v) for k, v in vars(args).items()}}
+        write_json(args.out / "training.json", card)
+
+    loop = Loop(
+        "segments",
+        {"adapter": adapter, "heads": heads},
+        steps=args.steps,
+        lr=args.lr,
+        warmup=args.steps // 20,
+        state_path=args.out / "segments_state.pt",
+        save_every=args.save_every,
+        on_save=on_save,
+        bf16=args.bf16,
+    )
     adapter.train()
-    for step in range(first_step, args.steps):
+    for step in loop:
         rng = np.random.default_rng([args.seed, 107, step])
         pairs = moved(sampler.draw(films, args.crossed, args.windows, rng), device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+        with loop.autocast():
             loss, hits = losses(adapter, heads, pairs, args.crossed)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        set_rate(optimizer, args.lr * rate(step, args.steps, args.steps // 20))
-        optimizer.step()
-        recent.append(hits)
-        seen.append(loss.item())
-        done = step + 1
-        if done % 50 == 0 or done == args.steps:
-            spent_s = (time.time() - started) / (done - first_step)
-            log.info(
-                "step %d/%d loss %.3f %s, %.2f s/step, eta %.0f min",
-                *(done, args.steps, np.mean(seen), share(recent), spent_s),
-                spent_s * (args.steps - done) / 60,
-            )
-            recent, seen = [], []
-        if done % args.save_every == 0 or done == args.steps:
-            args.out.mkdir(parents=True, exist_ok=True)
-            save_state(state_path, parts, done)
-            save_run(model, args.out)
-            card = {"command": sys.argv, "args": {k: str(v) for k, v in vars(args).items()}}
-            write_json(args.out / "training.json", card)
+        loop.take(loss, hits)
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__.split("\n")[0], ranges={"lr": Range(0, 1e9)})
     add = parser.add_argument
     add("--run", type=Path, default=Path("checkpoints/demo/dense"), help="gives base LLM and CLIP")
-    add("--init", type=Path, metavar="RUN", help="go on from the adapter of this run")
     add("--out", type=Path, default=Path("out/train_demo/segments"), help="run folder to write")
     add("--cache", type=Path, default=Path("out/demo_features"), help="features of training films")
     add("--films", type=int, default=64, help="training films")

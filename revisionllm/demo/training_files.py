@@ -26,7 +26,7 @@ from revisionllm.errors import UserError, run_entry_point
 from revisionllm.options import Parser
 
 
-def film_plans(num_films: int, minutes: float) -> list[Any]:
+def training_films(num_films: int, minutes: float) -> list[Any]:
     """Plans of training films whose `film_features` begin where `rows_of_windows` needs it."""
     from revisionllm.demo.training.dense_data import FEATURE_STEP
     from revisionllm.demo.training.film_features import FIRST_FRAME
@@ -63,7 +63,7 @@ def write_files(args: argparse.Namespace) -> None:
     from revisionllm.model.clip import load_clip
 
     clip = load_clip(args.clip)
-    plans = film_plans(args.films, args.minutes)
+    plans = training_films(args.films, args.minutes)
     records = annotations(plans, args.sentences)
     (args.out / "features").mkdir(parents=True, exist_ok=True)
     seeds = [plan.seed for plan in plans]

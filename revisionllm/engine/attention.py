@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from revisionllm.model.packing import NO_OWNER, additive_mask, packed_mask
+from revisionllm.constants import NO_OWNER
+from revisionllm.model.packing import additive_mask, packed_mask
 
 NAME = "revisionllm_packed"
 KeyValues = list[tuple[Tensor, Tensor]]  # per layer

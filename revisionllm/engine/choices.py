@@ -55,7 +55,7 @@ def grammar_tokens(grammar: AnswerGrammar) -> np.ndarray:
 
 
 @dataclass
-class Ask:
+class PendingAnswer:
     """One question on its way through the engine.
 
     Attributes:
@@ -99,7 +99,7 @@ class Ask:
         return weights
 
 
-def decide(asks: list[Ask], logits: np.ndarray, choices: Choices, explore: float) -> None:
+def decide(asks: list[PendingAnswer], logits: np.ndarray, choices: Choices, explore: float) -> None:
     """The first choice of many answers at once: presence, and the best token.
 
     Args:
@@ -131,7 +131,7 @@ def decide(asks: list[Ask], logits: np.ndarray, choices: Choices, explore: float
         ask.state, ask.tokens = choices.follow(ask.state, token)
 
 
-def choose(ask: Ask, logits: np.ndarray, choices: Choices) -> None:
+def choose(ask: PendingAnswer, logits: np.ndarray, choices: Choices) -> None:
     """A later choice of one answer: logits [K] at its state."""
     log_probs = scores.log_softmax(logits[choices.columns(ask.state)])
     ask.entropies.append(float(scores.token_entropy(log_probs)))

@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM
 
 from revisionllm.engine import EngineCost
 from revisionllm.engine.attention import Group, KeyValues, QuestionPass
-from revisionllm.engine.choices import Ask, Choices, choose, decide
+from revisionllm.engine.choices import Choices, PendingAnswer, choose, decide
 from revisionllm.engine.prefixes import Budget, PrefixBatch
 from revisionllm.grounding.answers import State
 from revisionllm.grounding.scores import log_softmax
@@ -32,7 +32,7 @@ class _Held:
     """Open answers of one batch, with the keys and values of their tokens so far."""
 
     batch: PrefixBatch
-    asks: list[Ask]
+    asks: list[PendingAnswer]
     history: KeyValues
     valid: Tensor  # bool [A, T]
 
@@ -63,7 +63,9 @@ class Decoder:
         self.explore, self.num_candidates = explore, num_candidates
         self._vocabulary = torch.from_numpy(choices.vocabulary).to(llm.device)
 
-    def run(self, work: Iterable[tuple[PrefixBatch, list[Ask]]]) -> Iterator[Ask]:
+    def run(
+        self, work: Iterable[tuple[PrefixBatch, list[PendingAnswer]]]
+    ) -> Iterator[PendingAnswer]:
         """Answer the asks of each batch; they come back finished, in no particular order.
 
         Args:
@@ -86,7 +88,7 @@ class Decoder:
                 held = []
         yield from self._finish(held)
 
-    def _chunks(self, asks: list[Ask]) -> Iterator[list[Ask]]:
+    def _chunks(self, asks: list[PendingAnswer]) -> Iterator[list[PendingAnswer]]:
         """Consecutive asks of about as many tokens as one forward takes, evenly split."""
         tokens = np.cumsum([len(ask.tokens) for ask in asks])
         if len(asks) == 0:
@@ -98,7 +100,9 @@ class Decoder:
             if chosen.size:
                 yield asks[chosen[0] : chosen[-1] + 1]
 
-    def _decide(self, batch: PrefixBatch, asks: list[Ask]) -> tuple[list[Ask], list[_Held]]:
+    def _decide(
+        self, batch: PrefixBatch, asks: list[PendingAnswer]
+    ) -> tuple[list[PendingAnswer], list[_Held]]:
         """The first choice: finished asks, and those that go on."""
         logits, step = self._feed([(batch, asks)], None, None)
         decide(asks, logits, self.choices, self.explore)
@@ -110,7 +114,7 @@ class Decoder:
         done = [ask for ask in asks if is_final(ask.state)]
         return done, [_Held(batch, [asks[number] for number in going_on], history, valid)]
 
-    def _finish(self, held: list[_Held]) -> Iterator[Ask]:
+    def _finish(self, held: list[_Held]) -> Iterator[PendingAnswer]:
         """Decode held answers to their ends."""
         if not held:
             return
@@ -137,7 +141,7 @@ class Decoder:
 
     def _feed(
         self,
-        parts: Sequence[tuple[PrefixBatch, list[Ask]]],
+        parts: Sequence[tuple[PrefixBatch, list[PendingAnswer]]],
         history: KeyValues | None,
         valid: Tensor | None,
     ) -> tuple[np.ndarray, QuestionPass]:
@@ -169,7 +173,7 @@ class Decoder:
     # --- more than one answer per question ---
 
     def _list_answers(
-        self, asks: list[tuple[PrefixBatch, Ask]], history: KeyValues, valid: Tensor
+        self, asks: list[tuple[PrefixBatch, PendingAnswer]], history: KeyValues, valid: Tensor
     ) -> None:
         """The most probable answers of each ask, by best-first search in lockstep.
 
@@ -203,7 +207,7 @@ class Decoder:
         for _, ask in asks:
             ask.state, ask.fed = greedy[id(ask)], first_fed[id(ask)]
 
-    def _search(self, ask: Ask) -> State | None:
+    def _search(self, ask: PendingAnswer) -> State | None:
         """Fill in `ask.answers`, or name the first state that the search does not know."""
         absent = self.choices.grammar.absent_token
 
@@ -222,7 +226,7 @@ class Decoder:
             return unknown.state
         return None
 
-    def _path(self, ask: Ask, state: State, paths: dict[State, list[int]]) -> list[int]:
+    def _path(self, ask: PendingAnswer, state: State, paths: dict[State, list[int]]) -> list[int]:
         """The tokens from the decision to a state, through states that are known."""
         while state not in paths:
             for known in [s for s in paths if s in ask.log_probs]:
@@ -240,7 +244,7 @@ class _UnknownState(Exception):
         self.state = state
 
 
-def _groups(parts: Sequence[tuple[PrefixBatch, list[Ask]]]) -> list[Group]:
+def _groups(parts: Sequence[tuple[PrefixBatch, list[PendingAnswer]]]) -> list[Group]:
     """Runs of neighbouring windows with equally many tokens."""
     groups: list[Group] = []
     first_token = 0
@@ -262,9 +266,11 @@ def _groups(parts: Sequence[tuple[PrefixBatch, list[Ask]]]) -> list[Group]:
     return groups
 
 
-def _by_batch(asks: list[tuple[PrefixBatch, Ask]]) -> list[tuple[PrefixBatch, list[Ask]]]:
+def _by_batch(
+    asks: list[tuple[PrefixBatch, PendingAnswer]],
+) -> list[tuple[PrefixBatch, list[PendingAnswer]]]:
     """Consecutive asks of one batch together."""
-    parts: list[tuple[PrefixBatch, list[Ask]]] = []
+    parts: list[tuple[PrefixBatch, list[PendingAnswer]]] = []
     for batch, ask in asks:
         if parts and parts[-1][0] is batch and parts[-1][1][-1].row <= ask.row:
             parts[-1][1].append(ask)

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from revisionllm.engine import EngineCost
 from revisionllm.engine.attention import packed_attention
-from revisionllm.engine.choices import Ask, Choices
+from revisionllm.engine.choices import Choices, PendingAnswer
 from revisionllm.engine.decoder import Decoder
 from revisionllm.engine.prefixes import Budget, PrefixBatch, run_prefixes
 from revisionllm.grounding.answers import NOT_PRESENT, AnswerGrammar
 from revisionllm.grounding.levels import Level, Question, SpanCandidate, WindowAnswer
-from revisionllm.grounding.windows import Window, labels_to_span
+from revisionllm.grounding.windows import Window
 from revisionllm.model.llama import GroundingModel
 from revisionllm.model.prompts import encode_answer
 from revisionllm.records.films import Film, Query
@@ -36,6 +36,8 @@ from revisionllm.records.films import Film, Query
 WindowFeatures = Callable[[Window], np.ndarray]
 # sentences that begin differently: what their questions share is the question's wording
 PROBES = ("a", "the", "someone", "x", "3", "in")
+# span_refinement "expected": answers listed per question, and how far their ends may lie, frames
+REFINING_CANDIDATES, REFINING_FRAMES = 16, 1
 
 
 def span_grammar(model: GroundingModel) -> AnswerGrammar:
@@ -69,6 +71,9 @@ class DenseEngine:
         num_candidates: spans per answer at most, weighted by their probability against the
             answer's own; 1: that one alone.
 
+    With `span_refinement: expected` in the run's config, the answer's span ends between frames: at
+    the mean of its likely neighbours (`expected_frames`), for a few more tokens per answer.
+
     Attributes:
         cost: work done so far.
     """
@@ -85,13 +90,15 @@ class DenseEngine:
         self.budget = Budget.of(model.llm, budget_mb)
         self.choices = Choices(span_grammar(model))
         self.cost = EngineCost()
+        self._num_candidates = num_candidates
+        self._refines = model.config.span_refinement == "expected"
         self.decoder = Decoder(
             model.llm,
             self.choices,
             self.budget,
             self.cost,
             explore=explore,
-            num_candidates=num_candidates,
+            num_candidates=max(num_candidates, REFINING_CANDIDATES * self._refines),
         )
         self._before = model.prompt_pieces(model.question("x"))[0]
         self._film: str | None = None
@@ -125,7 +132,9 @@ class DenseEngine:
 
     # --- what to run --------------------------------------------------------------------------
 
-    def _work(self, questions, sentences, features) -> Iterator[tuple[PrefixBatch, list[Ask]]]:
+    def _work(
+        self, questions, sentences, features
+    ) -> Iterator[tuple[PrefixBatch, list[PendingAnswer]]]:
         """Prefix batches, kept ones first, with the questions about their windows."""
         if not questions:
             return
@@ -142,12 +151,12 @@ class DenseEngine:
             asked = {w: waiting[w] for w in batch.keys}
             yield batch, self._asks(batch, asked, questions, suffixes)
 
-    def _asks(self, batch: PrefixBatch, asked, questions, suffixes) -> list[Ask]:
+    def _asks(self, batch: PrefixBatch, asked, questions, suffixes) -> list[PendingAnswer]:
         row_of = {window: row for row, window in enumerate(batch.keys)}
         skipped = len(batch.shared)
         opening, decision = self.choices.opening, self.choices.grammar.decision
         return [
-            Ask(p, row_of[w], suffixes[questions[p].query][skipped:] + opening, decision)
+            PendingAnswer(p, row_of[w], suffixes[questions[p].query][skipped:] + opening, decision)
             for w, positions in asked.items()
             for p in positions
         ]
@@ -210,7 +219,7 @@ class DenseEngine:
 
     # --- answers ------------------------------------------------------------------------------
 
-    def _to_answer(self, ask: Ask, window: Window) -> WindowAnswer:
+    def _to_answer(self, ask: PendingAnswer, window: Window) -> WindowAnswer:
         return WindowAnswer(
             window.index,
             window.start_s,
@@ -221,24 +230,35 @@ class DenseEngine:
             ask.entropy,
         )
 
-    def _candidates(self, ask: Ask, window: Window) -> list[SpanCandidate]:
+    def _candidates(self, ask: PendingAnswer, window: Window) -> list[SpanCandidate]:
         """The answer's span first, then the others by probability."""
-        config, grammar = self.model.config, self.choices.grammar
+        grammar = self.choices.grammar
         if grammar.span(ask.state) is None:
             return []
-        return [
-            SpanCandidate(
-                *labels_to_span(
-                    *grammar.span(state),
-                    window.start_s,
-                    window_s=window.end_s - window.start_s,
-                    frames_per_window=config.frames_per_window,
-                    time_mapping=config.time_mapping,
-                ),
-                weight,
-            )
-            for state, weight in ask.weighted_states().items()
-        ]
+        clock = self.model.config.clock(window.end_s - window.start_s)
+        weighted = [(grammar.span(s), weight) for s, weight in ask.weighted_states().items()]
+        found = weighted[: self._num_candidates]
+        if self._refines:
+            found[0] = expected_frames(weighted), found[0][1]
+        return [SpanCandidate(*clock.span(*span, window.start_s), weight) for span, weight in found]
+
+
+def expected_frames(weighted: Sequence[tuple[tuple[int, int], float]]) -> tuple[float, float]:
+    """Where a span most probably starts and ends, in frames and parts of frames.
+
+    Args:
+        weighted: (first, last) and weight of an answer, then of others.
+
+    Returns:
+        The mean first and last, by weight, of those whose ends are both at most `REFINING_FRAMES`
+        from the answer's.
+    """
+    spans = np.array([span for span, _ in weighted], dtype=np.float64)
+    near = np.abs(spans - spans[0]).max(axis=1) <= REFINING_FRAMES
+    first, last = np.average(
+        spans[near], axis=0, weights=np.array([weight for _, weight in weighted])[near]
+    )
+    return float(first), float(last)
 
 
 def _opens_all(shared: list[int], suffixes) -> bool:

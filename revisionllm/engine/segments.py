@@ -21,13 +21,13 @@ from torch import Tensor
 
 from revisionllm.engine import EngineCost
 from revisionllm.engine.attention import packed_attention
-from revisionllm.engine.choices import Ask, Choices
+from revisionllm.engine.choices import Choices, PendingAnswer
 from revisionllm.engine.decoder import Decoder
 from revisionllm.engine.dense import span_grammar
 from revisionllm.engine.prefixes import Budget, PrefixBatch, run_prefixes
 from revisionllm.grounding.answers import NO, NOT_PRESENT, AnswerGrammar, Span, parse_yes_no
 from revisionllm.grounding.levels import Level, Question, SpanCandidate, WindowAnswer
-from revisionllm.grounding.windows import Window, labels_to_span
+from revisionllm.grounding.windows import Window
 from revisionllm.model.llama import GroundingModel
 from revisionllm.model.prompts import encode_answer
 from revisionllm.records.films import Film, Query
@@ -69,13 +69,7 @@ def answer_spans(
     if span is None:
         return []
     if config.stage == "sparse":
-        seconds = labels_to_span(
-            *span,
-            question.window.start_s,
-            window_s=config.window_s,
-            frames_per_window=config.frames_per_window,
-            time_mapping=config.time_mapping,
-        )
+        seconds = config.clock().span(*span, question.window.start_s)
         return [SpanCandidate(*seconds, weight)]
     first, last = span
     if config.answer_end == "exclusive":
@@ -214,7 +208,7 @@ class SegmentEngine:
 
     def _work(
         self, decoder: Decoder, positions: list[int], questions, sentences
-    ) -> Iterator[tuple[PrefixBatch, list[Ask]]]:
+    ) -> Iterator[tuple[PrefixBatch, list[PendingAnswer]]]:
         """Questions of one length in batches: `system, segments` as prefixes, one question each."""
         model, choices = self.model, decoder.choices
         embed = model.llm.get_input_embeddings()
@@ -231,7 +225,7 @@ class SegmentEngine:
             for row, position in enumerate(batch):
                 text = model.question(sentences[questions[position].query])
                 tokens = model.prompt_pieces(text)[1] + choices.opening
-                asks.append(Ask(position, row, tokens, choices.grammar.decision))
+                asks.append(PendingAnswer(position, row, tokens, choices.grammar.decision))
             yield prefixes, asks
 
     def _shown(self, question: Question, sentences) -> Tensor:
@@ -242,7 +236,7 @@ class SegmentEngine:
         return self.model.projector.place(shown[None])[0].to(self.model.llm.dtype)
 
     def _to_answer(
-        self, decoder: Decoder, ask: Ask, question: Question, narrow: bool
+        self, decoder: Decoder, ask: PendingAnswer, question: Question, narrow: bool
     ) -> WindowAnswer:
         grammar = decoder.choices.grammar
         text, window, config = grammar.text(ask.state), question.window, self.model.config

@@ -27,11 +27,11 @@ from revisionllm.errors import UserError
 from revisionllm.files import MADE_BY, write_json
 from revisionllm.grounding.calibration import (
     LogisticCalibration,
-    expected_calibration_error,
     fit_logistic,
     to_dict,
 )
 from revisionllm.grounding.levels import Moment
+from revisionllm.metrics import detection
 from revisionllm.metrics.recall import span_iou
 from revisionllm.records.predictions import Prediction, read_predictions
 
@@ -111,7 +111,8 @@ def best_moment_error(
     if _some_absent(known):
         pairs = even_odds(pairs, [holds(*pair) for _, pair in pairs])
     confidences = [confidence for confidence, _ in pairs]
-    return expected_calibration_error(confidences, [holds(*pair) for _, pair in pairs])
+    held = np.array([holds(*pair) for _, pair in pairs])
+    return detection.calibration(np.array(confidences), held).ece
 
 
 def halves_error(predictions: Sequence[Prediction], **settings) -> float:

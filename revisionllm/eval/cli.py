@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     score.add_argument(
         "ground_truth", metavar="GT", nargs="?", help="annotations; unset: those in the predictions"
     )
-    score.add_argument("--pred-format", help="format of PRED; told from the file if unset")
+    score.add_argument("--pred-format", help="format of PRED; detected if unset")
     score.add_argument("--json", action="store_true", help="print the whole report as JSON")
     score.add_argument("--output", help="folder for report.json, metrics.csv and the plots")
     _common(score)
@@ -68,9 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--gt-format", help="format of the annotations; told from the file if unset"
-    )
+    parser.add_argument("--gt-format", help="format of the annotations; detected if unset")
     parser.add_argument(
         "--convention",
         choices=CONVENTION_NAMES,

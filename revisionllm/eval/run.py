@@ -33,10 +33,10 @@ from revisionllm.search.plans import (
     DEFAULT_KEEP,
     LONG_KEEP,
     Planner,
-    film_plans,
     llm_shape,
     long_level,
     long_listing,
+    search_plans,
 )
 from revisionllm.search.searcher import Searcher
 
@@ -68,8 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cosine_weight",
         type=float,
         default=COSINE_WEIGHT,
-        help="say of text-frame cosine in what --long_keep keeps, nats per unit (%(default)s;"
-        " 0: the LLM alone)",
+        help="weight of text-frame cosine when ranking ranges under --long_keep, nats per unit"
+        " (%(default)s; 0: the LLM alone)",
     )
     add("--zooms", type=int, nargs="+", default=[1], help="zooms of the long levels (1)")
     add("--explore", type=float, default=0.05, help="see predict_windows.py (%(default)s)")
@@ -94,7 +94,7 @@ def make_searcher(args: argparse.Namespace) -> Searcher:
     keep = args.keep if args.cosine and args.text_features != NO_TEXT else None
 
     def plans(duration_s: float) -> list[Plan]:
-        found = film_plans(
+        found = search_plans(
             model.config,
             duration_s,
             keep=keep,
@@ -123,7 +123,7 @@ def _check_plan(args: argparse.Namespace) -> None:
     config, _ = describe(args.checkpoint, **source_flags(args))
     levels = [long_level(describe(path)[0], args.zooms) for path in args.long]
     keep = args.keep if args.cosine and args.text_features != NO_TEXT else None
-    _chosen(film_plans(config, 3600.0, keep=keep, long_levels=levels), args.plan)
+    _chosen(search_plans(config, 3600.0, keep=keep, long_levels=levels), args.plan)
 
 
 def _long_levels(args: argparse.Namespace):

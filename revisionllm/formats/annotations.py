@@ -142,7 +142,7 @@ def require_good(path: str | Path, problems: list[str], *, skip_bad: bool) -> No
 
 
 def training_record(annotation: Annotation, source: str) -> dict[str, Any]:
-    """One item of the training JSON (FORMATS of the release; times rounded to 0.1 s)."""
+    """One item of the training JSON, as the released converters have it; rounded to 0.1 s."""
     question = plain_text(question_text(annotation.sentence, "frames"))
     return {
         "query_id": annotation.query_id,

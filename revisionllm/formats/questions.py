@@ -17,13 +17,13 @@ def clean_query(sentence: str) -> str:
     return LINE_BREAKS.sub(" ", sentence).strip().lower().removesuffix(".")
 
 
-def question_text(sentence: str, style: str) -> str:
-    """The question about a sentence. `style` is a key of `QUESTIONS` (the run's `question`).
+def question_text(sentence: str, wording: str) -> str:
+    """The question about a sentence. `wording` is a key of `QUESTIONS` (the run's `question`).
 
     `<video>` in the sentence is marked (by a zero character) as none; see `plain_text`.
     """
     query = clean_query(sentence).replace(VIDEO_PLACEHOLDER, _SPELT_OUT)
-    return QUESTIONS[style].format(query=query)
+    return QUESTIONS[wording].format(query=query)
 
 
 def plain_text(question: str) -> str:

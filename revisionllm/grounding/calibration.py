@@ -151,16 +151,6 @@ def pool_adjacent_violators(values: np.ndarray, weights: np.ndarray) -> np.ndarr
     return np.repeat([b[0] for b in blocks], [int(b[2]) for b in blocks])
 
 
-def expected_calibration_error(
-    confidences: Sequence[float], labels: Sequence[bool], num_bins: int = 10
-) -> float:
-    """Mean over equal-width bins of |accuracy - confidence|, weighted by the bins' sizes; 0..1."""
-    confidence, right = _checked(np.array(confidences, dtype=np.float64)[:, None], labels)
-    bins = np.clip((confidence[:, 0] * num_bins).astype(np.int64), 0, num_bins - 1)
-    gaps = np.bincount(bins, weights=right - confidence[:, 0], minlength=num_bins)
-    return float(np.abs(gaps).sum() / len(right))
-
-
 def _newton(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Weights `[P]` of the ridge-penalised logistic regression of `targets` on `inputs [N, P]`."""
     penalty = np.full(inputs.shape[1], _RIDGE)

@@ -65,87 +65,82 @@ def segments(duration_s: float, *, window_s: float, segment_stride_s: float) -> 
     return dense_windows(duration_s, window_s=window_s, stride_s=segment_stride_s)
 
 
-def frame_feature_indices(
-    start_s: float,
-    *,
-    window_s: float,
-    frames_per_window: int,
-    feature_fps: float,
-    num_features: int,
-    time_mapping: str = "centered",
-) -> np.ndarray:
-    """Which stored features are the frames of a window.
+@dataclass(frozen=True)
+class WindowClock:
+    """How a window's frames, the film's features and seconds map to each other.
 
-    Args:
-        start_s: where the window starts, seconds.
+    Attributes:
+        window_s: length of a window.
+        frames_per_window: F, frames that the model sees of it.
         feature_fps: stored features per second; feature i is at `i / feature_fps` seconds.
-        num_features: how many features the film has; indices are clipped to `0..num_features-1`.
-        time_mapping: "centered" and "rounded" take the feature nearest to the middle of each
-            frame's share (half up); "released" takes evenly spaced ones, both ends in, truncated.
-
-    Returns:
-        int64 `[frames_per_window]`, non-decreasing.
+        time_mapping: see the top of this file.
 
     Raises:
-        ValueError: the film has no features, or the mapping is unknown.
+        ValueError: there are no frames, or the mapping is unknown.
     """
-    if num_features < 1 or frames_per_window < 1:
-        raise ValueError(f"need features and frames, got {num_features=}, {frames_per_window=}")
-    if _is_released(time_mapping):
-        first = math.floor(start_s * feature_fps + _TOLERANCE)
-        last = min(first + round(window_s * feature_fps), num_features - 1)
-        return released_indices(first, last, frames_per_window, num_features)
-    step = window_s * feature_fps / frames_per_window
-    positions = start_s * feature_fps + (np.arange(frames_per_window) + 0.5) * step
-    nearest = np.floor(positions + 0.5 + _TOLERANCE).astype(np.int64)
-    return np.clip(nearest, 0, num_features - 1)
 
+    window_s: float
+    frames_per_window: int
+    feature_fps: float = 1.0
+    time_mapping: str = "centered"
 
-def span_to_labels(
-    start_s: float,
-    end_s: float,
-    window_start_s: float,
-    *,
-    window_s: float,
-    frames_per_window: int,
-    time_mapping: str = "centered",
-) -> tuple[int, int]:
-    """Frame labels (first, last) of the event `[start_s, end_s)`, clipped to
-    `0..frames_per_window-1`.
-    """
-    frames_per_s = frames_per_window / window_s
-    first_at = (start_s - window_start_s) * frames_per_s
-    last_at = (end_s - window_start_s) * frames_per_s
-    if _is_released(time_mapping):
-        first, last = round(first_at), round(last_at)
-    elif time_mapping == "rounded":
-        first = math.floor(first_at + 0.5)  # half up: Python's own rounding takes the even border
-        last = max(first, math.floor(last_at + 0.5) - 1)
-    else:
-        first = math.floor(first_at + _TOLERANCE)
-        last = max(first, math.ceil(last_at - _TOLERANCE) - 1)
-    top = frames_per_window - 1
-    return min(max(first, 0), top), min(max(last, 0), top)
+    def __post_init__(self) -> None:
+        if self.time_mapping not in TIME_MAPPINGS:
+            raise ValueError(
+                f"time_mapping must be one of {TIME_MAPPINGS}, got {self.time_mapping!r}"
+            )
+        if self.frames_per_window < 1:
+            raise ValueError(f"need frames, got frames_per_window={self.frames_per_window}")
 
+    def feature_indices(self, start_s: float, num_features: int) -> np.ndarray:
+        """Which stored features are the frames of the window that starts at `start_s`.
 
-def labels_to_span(
-    first: int,
-    last: int,
-    window_start_s: float,
-    *,
-    window_s: float,
-    frames_per_window: int,
-    time_mapping: str = "centered",
-) -> tuple[float, float]:
-    """Seconds `(start_s, end_s)` that the answer `From first to last.` means; the inverse of the
-    labels.
-    """
-    if _is_released(time_mapping):
-        first, last = released_widen(first, last)
-    else:
-        last = last + 1
-    seconds_per_frame = window_s / frames_per_window
-    return window_start_s + first * seconds_per_frame, window_start_s + last * seconds_per_frame
+        "centered" and "rounded" take the feature nearest to the middle of each frame's share (half
+        up); "released" takes evenly spaced ones, both ends in, truncated.
+
+        Returns:
+            int64 `[frames_per_window]`, non-decreasing, clipped to `0..num_features-1`.
+
+        Raises:
+            ValueError: the film has no features.
+        """
+        if num_features < 1:
+            raise ValueError("the film has no features")
+        if self.time_mapping == "released":
+            first = math.floor(start_s * self.feature_fps + _TOLERANCE)
+            last = min(first + round(self.window_s * self.feature_fps), num_features - 1)
+            return released_indices(first, last, self.frames_per_window, num_features)
+        step = self.window_s * self.feature_fps / self.frames_per_window
+        middles = np.arange(self.frames_per_window) + 0.5
+        positions = start_s * self.feature_fps + middles * step
+        nearest = np.floor(positions + 0.5 + _TOLERANCE).astype(np.int64)
+        return np.clip(nearest, 0, num_features - 1)
+
+    def labels(self, span_s: tuple[float, float], start_s: float) -> tuple[int, int]:
+        """First and last frame of the event `[start, end)` in the window that starts at `start_s`,
+        clipped to the window."""
+        frames_per_s = self.frames_per_window / self.window_s
+        first_at, last_at = ((time_s - start_s) * frames_per_s for time_s in span_s)
+        if self.time_mapping == "released":
+            first, last = round(first_at), round(last_at)
+        elif self.time_mapping == "rounded":
+            first = math.floor(first_at + 0.5)  # half up: Python's own rounding takes the even one
+            last = max(first, math.floor(last_at + 0.5) - 1)
+        else:
+            first = math.floor(first_at + _TOLERANCE)
+            last = max(first, math.ceil(last_at - _TOLERANCE) - 1)
+        top = self.frames_per_window - 1
+        return min(max(first, 0), top), min(max(last, 0), top)
+
+    def span(self, first: float, last: float, start_s: float) -> tuple[float, float]:
+        """Seconds that the answer `From first to last.` means in the window that starts at
+        `start_s`; the inverse of `labels`."""
+        if self.time_mapping == "released":
+            first, last = released_widen(first, last)
+        else:
+            last = last + 1
+        frame_s = self.window_s / self.frames_per_window
+        return start_s + first * frame_s, start_s + last * frame_s
 
 
 def film_window_s(window_s: float, duration_s: float, *, double_rate_short: bool) -> float:
@@ -195,9 +190,3 @@ def pad_ranges(
         for start, end in ranges_s
         if start < duration_s and end > 0
     )
-
-
-def _is_released(time_mapping: str) -> bool:
-    if time_mapping not in TIME_MAPPINGS:
-        raise ValueError(f"time_mapping must be one of {TIME_MAPPINGS}, got {time_mapping!r}")
-    return time_mapping == "released"

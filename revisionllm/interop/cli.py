@@ -24,9 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     known = ", ".join(names())
     parser.add_argument("source", metavar="SRC", help="file to read (released logs: their folder)")
     parser.add_argument("target", metavar="DST", help="file to write; it must not exist yet")
-    parser.add_argument(
-        "--from", dest="source_format", help=f"told from the file if unset: {known}"
-    )
+    parser.add_argument("--from", dest="source_format", help=f"detected if unset: {known}")
     parser.add_argument("--to", dest="target_format", required=True, help=f"one of: {known}")
     parser.add_argument(
         "--annotations",

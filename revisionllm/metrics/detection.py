@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from revisionllm.grounding.windows import merge_ranges
 from revisionllm.metrics.recall import iou_table, span_iou
 
 MAP_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
@@ -94,13 +95,7 @@ def _sum_of_ones(
 
 def merge_spans(spans: np.ndarray) -> np.ndarray:
     """Disjoint spans [k, 2] that cover the same seconds as `spans` [n, 2], in film order."""
-    merged: list[list[float]] = []
-    for start_s, end_s in spans[np.argsort(spans[:, 0], kind="stable")].tolist():
-        if merged and start_s <= merged[-1][1]:
-            merged[-1][1] = max(merged[-1][1], end_s)
-        else:
-            merged.append([start_s, end_s])
-    return np.array(merged).reshape(-1, 2)
+    return np.array(merge_ranges(map(tuple, spans.tolist()))).reshape(-1, 2)
 
 
 def shared_seconds(first: np.ndarray, second: np.ndarray) -> float:

@@ -139,7 +139,7 @@ class ClipFeatures:
     def encode_texts(
         self, queries: Sequence[str], *, batch_size: int = 256
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Features of sentences, each written as `normalise_query` says (FORMATS of the release).
+        """Features of sentences, each written as `normalise_query` says.
 
         Returns:
             token_features: per sentence float32 [L, D], the states after the final layer norm

@@ -136,7 +136,7 @@ class ClipAdapter(nn.Module):
         digit_position_segments: most segments in a prompt if their numbers are to be added to their
             tokens (`place`), which helps an LLM of a few million parameters; 0 for none.
         reads_sentence: the last row of a query is its sentence feature (`films.query_rows`).
-            Frames look at it as at the words, and are told how they match it (`_matched`): what
+            Frames look at it as at the words, and receive their similarity to it (`_matched`): what
             CLIP has learned about sentences and frames need not be learned again from words.
         frame_projector: `frames` come from a linear map of their own, beside the encoder: what the
             odd steps of alternating training see in the released chapters layout.

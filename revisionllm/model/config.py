@@ -14,6 +14,7 @@ from typing import Any
 from revisionllm.errors import UserError
 from revisionllm.files import read_json, write_json
 from revisionllm.grounding.calibration import Calibration, from_dict
+from revisionllm.grounding.windows import WindowClock
 from revisionllm.options import problems
 
 CONFIG_NAME = "config.json"
@@ -29,6 +30,7 @@ CHOICES = {
     "question": ("frames", "video", "yes_no"),
     "answer_end": ("inclusive", "exclusive"),
     "time_mapping": ("centered", "rounded", "released"),
+    "span_refinement": ("none", "expected"),
     "merge_dtype": ("float32", "float16", "bfloat16"),
 }
 ADAPTER_KINDS = ("linear", "clip")
@@ -112,6 +114,10 @@ class RunConfig:
         default="centered",
         metadata={"help": "how frames map to seconds: centered | rounded | released"},
     )
+    span_refinement: str = field(
+        default="none",
+        metadata={"help": "ends of dense spans: none (whole frames) | expected (between frames)"},
+    )
     window_s: float = field(default=125.0, metadata={"help": "length of a window in seconds"})
     stride_s: float = field(
         default=62.5, metadata={"help": "from one dense window's start to the next, in seconds"}
@@ -155,6 +161,15 @@ class RunConfig:
         found += [text.removeprefix("--") for text in problems(asdict(self))]
         if found:
             raise UserError("run config: " + "; ".join(found))
+
+    def clock(self, window_s: float | None = None) -> WindowClock:
+        """The arithmetic of its windows, or of windows of another length."""
+        return WindowClock(
+            self.window_s if window_s is None else window_s,
+            self.frames_per_window,
+            self.feature_fps,
+            self.time_mapping,
+        )
 
 
 def _type_problems(config: Any) -> list[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NO_OWNER = -1  # padding at the end of a pack
+from revisionllm.constants import NO_OWNER
 
 
 def packed_mask(owner_BN: Tensor, prefix_length: int, visible_BN: Tensor | None = None) -> Tensor:

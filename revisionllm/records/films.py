@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from revisionllm.grounding.windows import Window, frame_feature_indices
+from revisionllm.grounding.windows import Window, WindowClock
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,13 @@ class Film:
 
     def window_frames(self, window: Window, config) -> np.ndarray:
         """What a run's model sees of a window: float32 [F, D]."""
-        indices = frame_feature_indices(
-            window.start_s,
-            window_s=window.end_s - window.start_s,
-            frames_per_window=config.frames_per_window,
-            feature_fps=self.feature_fps,
-            num_features=len(self.features),
-            time_mapping=config.time_mapping,
+        clock = WindowClock(
+            window.end_s - window.start_s,
+            config.frames_per_window,
+            self.feature_fps,
+            config.time_mapping,
         )
+        indices = clock.feature_indices(window.start_s, len(self.features))
         return np.asarray(self.features[indices], dtype=np.float32)
 
 

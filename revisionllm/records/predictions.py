@@ -1,4 +1,4 @@
-"""The one prediction schema (CONTRACTS, "Predictions"): append-only JSONL, one query per line.
+"""The one prediction schema: append-only JSONL, one query per line.
 
     {"schema": 1, "qid": str, "vid": str, "query": str, "duration_s": float, "found": bool,
      "moments": [{"start_s", "end_s", "score", "parts": {...}, "level"}],

@@ -137,7 +137,7 @@ def bounded(
         duration_s: length of the film.
         keep: of n segments of the finest, about `keep * sqrt(n)` ranges survive, as of
             `cosine_level`; of each coarser level `COARSER_KEEPS` times as many.
-        cosine_weight: what text-frame cosine has to say in it; see `Level`.
+        cosine_weight: weight of text-frame cosine in the ranking; see `Level`.
     """
     found = []
     for level in reversed(levels):
@@ -149,7 +149,7 @@ def bounded(
     return found[::-1]
 
 
-def film_plans(
+def search_plans(
     config,
     duration_s: float,
     *,

@@ -59,7 +59,7 @@ class TrainArguments:
         0, "sparse: a new CLIP adapter numbers so many segments (small LLMs need it)", "model"
     )
     reads_sentence: bool = _arg(
-        False, "sparse: a new CLIP adapter is told how frames match the whole sentence", "model"
+        False, "sparse: a new CLIP adapter receives the frame-sentence similarity", "model"
     )
     train_projector: bool = _arg(
         False, "dense: train the linear projector too, for a base that has none", "model"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from revisionllm.constants import IGNORE_INDEX
+from revisionllm.constants import IGNORE_INDEX, NO_OWNER
 from revisionllm.formats.questions import QUESTIONS, question_text
 from revisionllm.model.prompts import (
     Tokenizer,
@@ -28,6 +28,7 @@ from revisionllm.model.prompts import (
 from revisionllm.train.dataset import Sample
 
 PAD_ID = 0  # masked everywhere, so any id will do
+PADDING = {"ids": PAD_ID, "owners": NO_OWNER, "positions": 0, "visible": 0, "labels": IGNORE_INDEX}
 
 
 class PlainCollator:
@@ -43,7 +44,7 @@ class PlainCollator:
         self.tokenizer = tokenizer
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        mode = _common_mode(samples)
+        output = _common_output(samples)
         rows = [(s, number) for s in samples for number in range(len(s.questions))]
         questions = [s.questions[number] for s, number in rows]
         encoded = [training_ids(self.tokenizer, q.text, q.answer) for q in questions]
@@ -56,7 +57,7 @@ class PlainCollator:
             "images": _images([s for s, _ in rows]),
             "query_features": None,
             "query_mask": None,
-            "adapter_output": mode if reads_query else None,
+            "adapter_output": output if reads_query else None,
             "query_ids": [q.query_id for q in questions],
             "num_questions": len(questions),
         }
@@ -67,6 +68,9 @@ class PlainCollator:
 
 class PackedCollator:
     """Dense samples to packed rows, a row per window; for an adapter that does not read queries.
+
+    Attributes:
+        before, shared: tokens before the video, and words behind it that questions share.
 
     Returns of a call: images [B, F, D]; before_ids [K], tokens before the video; shared_ids [C],
     words behind it that all questions share; and [B, N] each: ids, owners (`NO_OWNER` at the end),
@@ -80,62 +84,68 @@ class PackedCollator:
         # The words in front of the query, without the space: that may be a part of its first token.
         stem = QUESTIONS["frames"].split("{query}")[0].rstrip()
         prompt = prompt_text(stem).removesuffix(" ASSISTANT:")
-        self._before, words = encode_chunks(tokenizer, prompt)
+        self.before, words = encode_chunks(tokenizer, prompt)
         _, whole = prompt_pieces(tokenizer, question_text("x", "frames"))
         pairs = zip(words, whole, strict=False)
-        self._shared = [a for a, b in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
+        self.shared = [a for a, b in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         import torch
 
-        from revisionllm.model.packing import NO_OWNER
-
-        if _common_mode(samples) != "frames":
+        if _common_output(samples) != "frames":
             raise ValueError("only dense samples can be packed")
-        prefix_length = len(self._before) + samples[0].features.shape[1] + len(self._shared)
-        rows = [self._row(sample, prefix_length) for sample in samples]
-        padding = {"ids": PAD_ID, "owners": NO_OWNER, "labels": IGNORE_INDEX}
-        padding |= {"positions": 0, "visible": 0}
-        packed = {name: _padded([row[name] for row in rows], pad) for name, pad in padding.items()}
+        asked = [[(q.text, q.answer) for q in sample.questions] for sample in samples]
+        rows = [self.pack(questions, samples[0].features.shape[1]) for questions in asked]
         return {
             "images": _images(samples),
-            "before_ids": torch.tensor(self._before),
-            "shared_ids": torch.tensor(self._shared),
-            **packed,
+            "before_ids": torch.tensor(self.before),
+            "shared_ids": torch.tensor(self.shared),
+            **padded_rows(rows),
             "query_ids": [[q.query_id for q in sample.questions] for sample in samples],
             "num_questions": sum(len(sample.questions) for sample in samples),
         }
 
-    def _row(self, sample: Sample, prefix_length: int) -> dict[str, list[int]]:
-        """The packed tokens of a window's questions."""
-        row: dict[str, list[int]] = {
-            name: [] for name in ("ids", "owners", "positions", "visible", "labels")
-        }
-        for owner, question in enumerate(sample.questions):
-            before, after = prompt_pieces(self.tokenizer, question.text)
-            common = len(self._shared)
-            if before != self._before or after[:common] != self._shared or len(after) <= common:
-                raise ValueError(
-                    f"query {question.query_id}: tokens of {question.text!r} do not begin as those"
-                    " of other questions"
-                )
-            answer = [*encode_answer(self.tokenizer, question.answer), self.tokenizer.eos_token_id]
-            rest = after[common:]
-            size = len(rest) + len(answer)
-            row["ids"] += rest + answer
-            row["labels"] += [IGNORE_INDEX] * (len(rest) - 1) + answer + [IGNORE_INDEX]
+    def pack(self, questions: Sequence[tuple[str, str]], num_frames: int) -> dict[str, list[int]]:
+        """The packed tokens of a window's questions, and `ask`: where each one's prompt ends.
+
+        A question in other words than the shared ones sees the prefix without these.
+
+        Args:
+            questions: texts and answers.
+            num_frames: F.
+        """
+        row: dict[str, list[int]] = {name: [] for name in (*PADDING, "ask")}
+        common = len(self.shared)
+        for owner, (text, answer) in enumerate(questions):
+            before, after = prompt_pieces(self.tokenizer, text)
+            if before != self.before:
+                raise ValueError(f"{text!r} stands behind other words than the other questions")
+            skipped = common if after[:common] == self.shared and len(after) > common else 0
+            start = len(self.before) + num_frames + skipped
+            rest = after[skipped:]
+            said = [*encode_answer(self.tokenizer, answer), self.tokenizer.eos_token_id]
+            size = len(rest) + len(said)
+            row["ask"].append(len(row["ids"]) + len(rest) - 1)
+            row["ids"] += rest + said
+            # position i predicts token i + 1: the answer's labels move one to the left
+            row["labels"] += [IGNORE_INDEX] * (len(rest) - 1) + said + [IGNORE_INDEX]
             row["owners"] += [owner] * size
-            row["positions"] += range(prefix_length, prefix_length + size)
-            row["visible"] += [prefix_length] * size
+            row["positions"] += range(start, start + size)
+            row["visible"] += [start] * size
         return row
 
 
-def _common_mode(samples: Sequence[Sample]) -> str:
+def padded_rows(rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+    """Rows of `PackedCollator.pack` as int64 tensors [B, N]."""
+    return {name: _padded([row[name] for row in rows], pad) for name, pad in PADDING.items()}
+
+
+def _common_output(samples: Sequence[Sample]) -> str:
     """The one adapter output of a batch; the sampler never mixes them."""
-    modes = {sample.plan.mode for sample in samples}
-    if len(modes) != 1:
-        raise ValueError(f"a batch must have one adapter output, got {sorted(modes)}")
-    return modes.pop()
+    outputs = {sample.plan.adapter_output for sample in samples}
+    if len(outputs) != 1:
+        raise ValueError(f"a batch must have one adapter output, got {sorted(outputs)}")
+    return outputs.pop()
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int):
@@ -160,7 +170,7 @@ def _images(samples: Sequence[Sample]):
     import torch
 
     images = [torch.from_numpy(sample.features) for sample in samples]
-    if samples[0].plan.kind == "dense":
+    if samples[0].plan.stage == "dense":
         return torch.stack([image[0] for image in images])
     same = len({image.shape for image in images}) == 1
     return torch.stack(images) if same else images

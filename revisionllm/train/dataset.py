@@ -26,12 +26,11 @@ from revisionllm.errors import UserError
 from revisionllm.files import sha256_of
 from revisionllm.formats.annotations import Annotation, read_annotations, require_good
 from revisionllm.formats.questions import question_text
-from revisionllm.grounding.windows import frame_feature_indices
 from revisionllm.records.films import query_rows
-from revisionllm.train.packed_windows import film_plans
+from revisionllm.train.packed_windows import packed_windows
 from revisionllm.train.samples import (
-    Film,
-    Plan,
+    FilmEvents,
+    SamplePlan,
     SampleSpec,
     answer_text,
     clear_segments,
@@ -39,7 +38,7 @@ from revisionllm.train.samples import (
     long_plan,
     long_problem,
     make_film,
-    question_style,
+    question_wording,
     segment_grid,
     window_plan,
 )
@@ -54,7 +53,7 @@ SEED_WINDOWS, SEED_FILMS, SEED_ROWS, SEED_ORDER = range(4)
 
 
 @dataclass(frozen=True)
-class Question:
+class TextQuestion:
     """A question of a sample in words."""
 
     query_id: str
@@ -69,31 +68,31 @@ class Sample:
     Attributes:
         plan: what it is.
         features: float32 [S, F, D], a row of windows; S = 1 unless long. Repeats are made.
-        questions: one per `plan.asks`.
+        questions: one per `plan.targets`.
         query_features: `query_rows` [L, D] per question; None if the adapter does not read them.
     """
 
-    plan: Plan
+    plan: SamplePlan
     features: np.ndarray
-    questions: tuple[Question, ...]
+    questions: tuple[TextQuestion, ...]
     query_features: tuple[np.ndarray, ...] | None
 
 
-class Plans(Sequence[Plan]):
+class Plans(Sequence[SamplePlan]):
     """The samples of an epoch; one-question plans are made when asked for, so they cost no memory.
 
     Attributes:
         sizes: questions per plan, int64 [N].
     """
 
-    def __init__(self, make: Callable[[int], Plan], sizes: np.ndarray) -> None:
+    def __init__(self, make: Callable[[int], SamplePlan], sizes: np.ndarray) -> None:
         self._make = make
         self.sizes = sizes
 
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def __getitem__(self, position: int) -> Plan:
+    def __getitem__(self, position: int) -> SamplePlan:
         return self._make(range(len(self))[position])
 
 
@@ -103,7 +102,7 @@ class GroundingDataset:
     Attributes:
         spec: what is asked.
         seed: of every random choice.
-        annotations: all usable ones; `Ask.index` counts into it.
+        annotations: all usable ones; `Target.index` counts into it.
         skipped: reason -> how many questions per epoch are left out.
     """
 
@@ -135,8 +134,8 @@ class GroundingDataset:
             )
             for video_id, count in self._num_features.items()
         }
-        # mode -> number of the annotation -> negatives to ask besides the positive
-        self._asked = {mode: self._decide(mode) for mode in spec.modes}
+        # output -> number of the annotation -> negatives to ask besides the positive
+        self._asked = {output: self._decide(output) for output in spec.outputs}
 
     def fingerprint(self) -> dict[str, str]:
         """Digests of what is read: annotations by content, features by shape and description."""
@@ -158,13 +157,13 @@ class GroundingDataset:
                 return str(found)
         return None
 
-    def num_questions(self, mode: str | None = None) -> int:
+    def num_questions(self, output: str | None = None) -> int:
         """Questions of an epoch, the same in every one."""
-        return sum(1 + negatives for negatives in self._asked[self._mode(mode)].values())
+        return sum(1 + negatives for negatives in self._asked[self._output(output)].values())
 
     def report(self) -> list[str]:
         """What is asked and what was left out, for the log."""
-        asked = sum(self.num_questions(mode) for mode in self.spec.modes)
+        asked = sum(self.num_questions(output) for output in self.spec.outputs)
         total = asked + sum(self.skipped.values())
         lines = [
             f"{len(self._films):,} films, {len(self.annotations):,} annotations,"
@@ -175,47 +174,47 @@ class GroundingDataset:
             for reason, count in sorted(self.skipped.items())
         ]
 
-    def plans(self, epoch: int, mode: str | None = None) -> Plans:
+    def plans(self, epoch: int, output: str | None = None) -> Plans:
         """All samples of an epoch, not shuffled.
 
         Args:
             epoch: from 0.
-            mode: for an alternate stage, which of its two kinds of batches.
+            output: for an alternate stage, which of its two kinds of batches.
         """
-        mode = self._mode(mode)
+        output = self._output(output)
         spec = self.spec
         if spec.stage == "dense" and spec.questions_per_window > 1 and not spec.needs_text:
             packed = self._packed_plans(epoch)
-            return Plans(packed.__getitem__, np.array([len(plan.asks) for plan in packed]))
+            return Plans(packed.__getitem__, np.array([len(plan.targets) for plan in packed]))
         rows = [
             (index, number)
-            for index, negatives in self._asked[mode].items()
+            for index, negatives in self._asked[output].items()
             for number in range(1 + negatives)
         ]
-        kind = self._kind(mode)
-        return Plans(lambda i: self._plan(kind, epoch, *rows[i]), np.ones(len(rows), np.int64))
+        stage = self._stage_of(output)
+        return Plans(lambda i: self._plan(stage, epoch, *rows[i]), np.ones(len(rows), np.int64))
 
-    def _plan(self, kind: str, epoch: int, index: int, number: int) -> Plan:
+    def _plan(self, stage: str, epoch: int, index: int, number: int) -> SamplePlan:
         """Number 0 asks about annotation `index` where it happens, the others where it does not."""
         film = self._films[self.annotations[index].video_id]
-        tag = SEED_ROWS if kind == "long" else SEED_WINDOWS
+        tag = SEED_ROWS if stage == "long" else SEED_WINDOWS
         rng = np.random.default_rng([tag, self.seed, epoch, index, number])
-        if kind == "long":
+        if stage == "long":
             return long_plan(film, index, self.spec, rng, present=number == 0)
-        return window_plan(film, index, kind, self.spec, rng, present=number == 0)
+        return window_plan(film, index, stage, self.spec, rng, present=number == 0)
 
-    def __getitem__(self, plan: Plan) -> Sample:
+    def __getitem__(self, plan: SamplePlan) -> Sample:
         """Read the features of a plan and put its questions in words.
 
         Raises:
             UserError: missing or corrupt features; names film, query and store.
         """
         questions = []
-        for ask in plan.asks:
+        for ask in plan.targets:
             annotation = self.annotations[ask.index]
-            text = question_text(annotation.sentence, question_style(plan.kind, self.spec))
-            answer = answer_text(plan.kind, ask, self.spec)
-            questions.append(Question(annotation.query_id, text, answer))
+            text = question_text(annotation.sentence, question_wording(plan.stage, self.spec))
+            answer = answer_text(plan.stage, ask, self.spec)
+            questions.append(TextQuestion(annotation.query_id, text, answer))
         words = None
         if self._text is not None:
             words = tuple(self._query_rows(q.query_id) for q in questions)
@@ -225,26 +224,17 @@ class GroundingDataset:
         words, sentence = read_query(self._text, query_id)
         return query_rows(words, sentence, reads_sentence=self.spec.reads_sentence)
 
-    def _read(self, plan: Plan) -> np.ndarray:
+    def _read(self, plan: SamplePlan) -> np.ndarray:
         """Features [S, F, D]; rows that windows share are read once."""
-        indices = [
-            frame_feature_indices(
-                start_s,
-                window_s=plan.window_s,
-                frames_per_window=self.spec.frames_per_window,
-                feature_fps=self.spec.feature_fps,
-                num_features=self._num_features[plan.video_id],
-                time_mapping=self.spec.time_mapping,
-            )
-            for start_s in plan.starts_s
-        ]
+        clock, num_features = self.spec.clock(plan.window_s), self._num_features[plan.video_id]
+        indices = [clock.feature_indices(start_s, num_features) for start_s in plan.starts_s]
         wanted = np.repeat(np.stack(indices), plan.repeat, axis=0)
         if len(wanted) == 1:
             return self._store.read(plan.video_id, wanted[0])[None]
         rows, inverse = np.unique(wanted, return_inverse=True)
         return self._store.read(plan.video_id, rows)[inverse.reshape(wanted.shape)]
 
-    def _packed_plans(self, epoch: int) -> list[Plan]:
+    def _packed_plans(self, epoch: int) -> list[SamplePlan]:
         asked: dict[str, dict[int, int]] = defaultdict(dict)
         for index, negatives in self._asked["frames"].items():
             asked[self.annotations[index].video_id][index] = negatives
@@ -252,51 +242,51 @@ class GroundingDataset:
         for number, (video_id, film) in enumerate(self._films.items()):
             if video_id in asked:
                 rng = np.random.default_rng([SEED_FILMS, self.seed, epoch, number])
-                plans += film_plans(film, asked[video_id], self.spec, rng)
+                plans += packed_windows(film, asked[video_id], self.spec, rng)
         return plans
 
-    def _mode(self, mode: str | None) -> str:
-        if mode is None and len(self.spec.modes) > 1:
+    def _output(self, output: str | None) -> str:
+        if output is None and len(self.spec.outputs) > 1:
             raise ValueError(
-                f"an alternate stage has several modes, say which of {self.spec.modes}"
+                f"an alternate stage has several outputs, say which of {self.spec.outputs}"
             )
-        return mode or self.spec.modes[0]
+        return output or self.spec.outputs[0]
 
-    def _kind(self, mode: str) -> str:
-        """Which kind of sample a mode is; the other one of an alternate stage is dense."""
-        return self.spec.stage if mode == self.spec.modes[0] else "dense"
+    def _stage_of(self, output: str) -> str:
+        """The stage whose samples an output has; the second one of an alternate stage: dense."""
+        return self.spec.stage if output == self.spec.outputs[0] else "dense"
 
     # --- decided once ---
 
-    def _decide(self, mode: str) -> dict[int, int]:
+    def _decide(self, output: str) -> dict[int, int]:
         """Number of the annotation -> how many negatives; what cannot be asked is counted."""
-        kind, asked = self._kind(mode), {}
+        stage, asked = self._stage_of(output), {}
         per_positive = self.spec.negatives_per_positive
         for index, annotation in enumerate(self.annotations):
             film = self._films[annotation.video_id]
-            problem = self._problem(film, index, kind)
+            problem = self._problem(film, index, stage)
             if problem:
-                self.skipped[f"{kind}: {problem}"] += 1 + per_positive
+                self.skipped[f"{stage}: {problem}"] += 1 + per_positive
                 continue
-            asked[index] = per_positive if self._has_negative(film, index, kind) else 0
+            asked[index] = per_positive if self._has_negative(film, index, stage) else 0
             if asked[index] < per_positive:
-                self.skipped[f"{kind}: no place for Not Present in the film"] += per_positive
+                self.skipped[f"{stage}: no place for Not Present in the film"] += per_positive
         if not asked:
             raise UserError(
-                f"no {kind} question can be asked of {len(self.annotations)} annotations:"
+                f"no {stage} question can be asked of {len(self.annotations)} annotations:"
                 f" {dict(self.skipped)}; do window_s, min_duration_s and the data fit?"
             )
         return asked
 
-    def _problem(self, film: Film, index: int, kind: str) -> str | None:
+    def _problem(self, film: FilmEvents, index: int, stage: str) -> str | None:
         if self.annotations[index].start_s >= film.duration_s:
             return "event after the film's last feature"
         if film.duration_s < self.spec.min_duration_s:
             return f"film shorter than {self.spec.min_duration_s:g} s"
-        return long_problem(film, index, self.spec) if kind == "long" else None
+        return long_problem(film, index, self.spec) if stage == "long" else None
 
-    def _has_negative(self, film: Film, index: int, kind: str) -> bool:
-        if kind == "long":
+    def _has_negative(self, film: FilmEvents, index: int, stage: str) -> bool:
+        if stage == "long":
             return bool(len(clear_segments(film, index, segment_grid(film, self.spec))))
         return has_negative_window(film, index, self.spec)
 
@@ -393,7 +383,7 @@ def length_problem(length_s: float, stated_s: float) -> str | None:
 def _film_problems(
     annotations: Sequence[Annotation], store: FeatureStore, wanted: _Wanted
 ) -> dict[str, str]:
-    """Film -> why its features cannot be used: missing, damaged, or made otherwise."""
+    """FilmEvents -> why its features cannot be used: missing, damaged, or made otherwise."""
     feature_fps = wanted.feature_fps
     duration_s: dict[str, float] = {}
     for annotation in annotations:

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from revisionllm.constants import IGNORE_INDEX
+from revisionllm.constants import IGNORE_INDEX, NO_OWNER
 from revisionllm.engine.attention import packed_forward
 from revisionllm.model.llama import GroundingModel
-from revisionllm.model.packing import NO_OWNER
 
 BOOKKEEPING = ("query_ids", "num_questions")
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from revisionllm.grounding.windows import touching_indices
 from revisionllm.train.samples import (
-    Ask,
-    Film,
-    Plan,
+    FilmEvents,
+    SamplePlan,
     SampleSpec,
+    Target,
     clear_starts_s,
     frame_span,
     negative_start_s,
@@ -31,12 +31,12 @@ class _Draft:
     """A window while its questions are being collected."""
 
     start_s: float
-    asks: list[Ask] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
 
 
-def film_plans(
-    film: Film, negatives: dict[int, int], spec: SampleSpec, rng: np.random.Generator
-) -> list[Plan]:
+def packed_windows(
+    film: FilmEvents, negatives: dict[int, int], spec: SampleSpec, rng: np.random.Generator
+) -> list[SamplePlan]:
     """The windows of one film in one epoch.
 
     Args:
@@ -54,20 +54,22 @@ def film_plans(
     for start_s, indices in _positive_windows(film, list(negatives), window_s, rng):
         most = max(1, spec.questions_per_window // (1 + spec.negatives_per_positive))
         for first in range(0, len(indices), most):
-            asks = [
-                Ask(index, frame_span(film.events[index], start_s, window_s, spec))
+            targets = [
+                Target(index, frame_span(film.events[index], start_s, window_s, spec))
                 for index in indices[first : first + most]
             ]
-            drafts.append(_Draft(start_s, asks))
+            drafts.append(_Draft(start_s, targets))
     _add_negatives(drafts, film, negatives, window_s, spec.questions_per_window, rng)
     return [
-        Plan("dense", film.video_id, window_s, (draft.start_s,), _shuffled(draft.asks, rng))
+        SamplePlan(
+            "dense", film.video_id, window_s, (draft.start_s,), _shuffled(draft.targets, rng)
+        )
         for draft in drafts
     ]
 
 
 def _positive_windows(
-    film: Film, indices: list[int], window_s: float, rng: np.random.Generator
+    film: FilmEvents, indices: list[int], window_s: float, rng: np.random.Generator
 ) -> list[tuple[float, list[int]]]:
     """Window starts and the events that each one asks; every event is in exactly one."""
     starts_s = np.array([film.events[index][0] for index in indices])
@@ -95,7 +97,7 @@ def _positive_windows(
 
 def _add_negatives(
     drafts: list[_Draft],
-    film: Film,
+    film: FilmEvents,
     negatives: dict[int, int],
     window_s: float,
     most: int,
@@ -104,7 +106,7 @@ def _add_negatives(
     """Give every negative a window it does not touch; makes more windows where none has room."""
     wanted = [index for index, count in negatives.items() for _ in range(count)]
     starts_s = np.array([draft.start_s for draft in drafts])
-    loads = np.array([len(draft.asks) for draft in drafts])
+    loads = np.array([len(draft.targets) for draft in drafts])
     order = rng.permutation(len(drafts)) / max(1, len(drafts))  # equal loads: a random one
     for position in rng.permutation(len(wanted)).tolist():
         index = wanted[position]
@@ -118,9 +120,9 @@ def _add_negatives(
             best = len(drafts) - 1
             starts_s = np.append(starts_s, drafts[best].start_s)
             loads, order = np.append(loads, 0), np.append(order, 0.5)
-        drafts[best].asks.append(Ask(index, None))
+        drafts[best].targets.append(Target(index, None))
         loads[best] += 1
 
 
-def _shuffled(asks: list[Ask], rng: np.random.Generator) -> tuple[Ask, ...]:
-    return tuple(asks[i] for i in rng.permutation(len(asks)).tolist())
+def _shuffled(targets: list[Target], rng: np.random.Generator) -> tuple[Target, ...]:
+    return tuple(targets[i] for i in rng.permutation(len(targets)).tolist())

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from revisionllm.train.dataset import SEED_ORDER, GroundingDataset, Plans
-from revisionllm.train.samples import Plan
+from revisionllm.train.samples import SamplePlan
 
 
 class QuestionBatchSampler:
@@ -58,9 +58,9 @@ class QuestionBatchSampler:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps; of an alternate stage as many of each kind as its own rows need."""
-        modes = self.dataset.spec.modes
-        own = self.dataset.num_questions(modes[0])
-        return math.ceil(own / self.questions_per_step) * len(modes)
+        outputs = self.dataset.spec.outputs
+        own = self.dataset.num_questions(outputs[0])
+        return math.ceil(own / self.questions_per_step) * len(outputs)
 
     def __len__(self) -> int:
         return self.steps_per_epoch * self.batches_per_step
@@ -69,18 +69,18 @@ class QuestionBatchSampler:
         """Where the next iteration starts; batches before `first_batch` are left out."""
         self.epoch, self.first_batch = epoch, first_batch
 
-    def __iter__(self) -> Iterator[list[Plan]]:
-        modes = self.dataset.spec.modes
-        rings = [self._shuffled(mode) for mode in modes]
+    def __iter__(self) -> Iterator[list[SamplePlan]]:
+        outputs = self.dataset.spec.outputs
+        rings = [self._shuffled(output) for output in outputs]
         for batch in range(self.first_batch, len(self)):
             step, part = divmod(batch, self.batches_per_step)
             piece = part * self.world_size + self.rank
-            of_mode = step // len(modes)
+            of_mode = step // len(outputs)
             first = of_mode * self.questions_per_step + piece * self.questions_per_batch
-            yield rings[step % len(modes)].cut(first, self.questions_per_batch)
+            yield rings[step % len(outputs)].cut(first, self.questions_per_batch)
 
-    def _shuffled(self, mode: str) -> _Ring:
-        plans = self.dataset.plans(self.epoch, mode)
+    def _shuffled(self, output: str) -> _Ring:
+        plans = self.dataset.plans(self.epoch, output)
         seed = [SEED_ORDER, self.dataset.seed, self.epoch]
         return _Ring(plans, np.random.default_rng(seed).permutation(len(plans)))
 
@@ -92,15 +92,17 @@ class _Ring:
         self.plans, self.order = plans, order
         self.ends = np.cumsum(plans.sizes[order])
 
-    def cut(self, first: int, count: int) -> list[Plan]:
+    def cut(self, first: int, count: int) -> list[SamplePlan]:
         """Questions first..first+count-1, as plans; those of a window stay together."""
-        cut: list[Plan] = []
+        cut: list[SamplePlan] = []
         while count:
             at = first % int(self.ends[-1])
             number = int(np.searchsorted(self.ends, at, side="right"))
             plan = self.plans[int(self.order[number])]
-            offset = at - int(self.ends[number]) + len(plan.asks)
-            asks = plan.asks[offset : offset + count]
-            cut.append(plan if len(asks) == len(plan.asks) else replace(plan, asks=asks))
-            first, count = first + len(asks), count - len(asks)
+            offset = at - int(self.ends[number]) + len(plan.targets)
+            targets = plan.targets[offset : offset + count]
+            cut.append(
+                plan if len(targets) == len(plan.targets) else replace(plan, targets=targets)
+            )
+            first, count = first + len(targets), count - len(targets)
         return cut

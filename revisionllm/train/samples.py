@@ -1,7 +1,8 @@
 """What a training sample is: which windows of which film, which questions, which answers.
 
-A `Plan` says everything about a sample except its features and is a pure function of annotations,
-seed and epoch: all that is random is decided here, so workers, ranks and resuming change nothing.
+A `SamplePlan` says everything about a sample except its features and is a pure function of
+annotations, seed and epoch: all that is random is decided here, so workers, ranks and resuming
+change nothing.
 
 - dense: a window that holds the event at a random place, and windows of the same film that do not
   touch it (`Not Present`);
@@ -29,15 +30,15 @@ from revisionllm.formats.questions import QUESTIONS, clean_query
 from revisionllm.grounding.answers import NO, NOT_PRESENT, YES, format_segments, format_span
 from revisionllm.grounding.windows import (
     TIME_MAPPINGS,
+    WindowClock,
     film_window_s,
     segments,
-    span_to_labels,
     touching_indices,
 )
 
 STAGES = ("dense", "sparse", "long")
 ADAPTER_OUTPUTS = ("frames", "segment", "alternate")
-MODES = ("segment", "frames")  # an alternate run starts with segments
+OUTPUTS = ("segment", "frames")  # an alternate run starts with segments
 
 TOLERANCE_S = 1e-9  # forgives float noise
 
@@ -115,9 +116,13 @@ class SampleSpec:
             raise UserError("samples: " + "; ".join(broken))
 
     @property
-    def modes(self) -> tuple[str, ...]:
+    def outputs(self) -> tuple[str, ...]:
         """The adapter outputs that batches of this stage have, in the order of the steps."""
-        return MODES if self.adapter_output == "alternate" else (self.adapter_output,)
+        return OUTPUTS if self.adapter_output == "alternate" else (self.adapter_output,)
+
+    def clock(self, window_s: float) -> WindowClock:
+        """The arithmetic of windows of this length."""
+        return WindowClock(window_s, self.frames_per_window, self.feature_fps, self.time_mapping)
 
     def film_window_s(self, duration_s: float) -> float:
         """Length of a window in a film of this length."""
@@ -125,7 +130,7 @@ class SampleSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Target:
     """A question: number of the annotation; (first, last) frame or segment, None if not present."""
 
     index: int
@@ -133,33 +138,33 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SamplePlan:
     """A sample without its features.
 
     Attributes:
-        kind: dense, sparse or long.
+        stage: dense, sparse or long.
         video_id: the film.
         window_s: length of its windows.
         starts_s: where they start; one window unless long.
-        asks: the questions.
+        targets: what is asked.
         repeat: how often each window stands in the prompt (long).
     """
 
-    kind: str
+    stage: str
     video_id: str
     window_s: float
     starts_s: tuple[float, ...]
-    asks: tuple[Ask, ...]
+    targets: tuple[Target, ...]
     repeat: int = 1
 
     @property
-    def mode(self) -> str:
+    def adapter_output(self) -> str:
         """What the adapter gives for its windows."""
-        return "frames" if self.kind == "dense" else "segment"
+        return "frames" if self.stage == "dense" else "segment"
 
 
 @dataclass(frozen=True)
-class Film:
+class FilmEvents:
     """A film's events. Its length is that of its features.
 
     Attributes:
@@ -175,7 +180,7 @@ class Film:
 
 def make_film(
     video_id: str, duration_s: float, annotations: Sequence[Annotation], indices: Sequence[int]
-) -> Film:
+) -> FilmEvents:
     """Collect the events of a film; `indices` are its annotations."""
     events: dict[int, Span] = {}
     by_sentence: dict[str, list[Span]] = defaultdict(list)
@@ -184,7 +189,7 @@ def make_film(
         events[index] = (min(start_s, duration_s), min(end_s, duration_s))
         by_sentence[clean_query(annotations[index].sentence)].append(events[index])
     alike = {index: by_sentence[clean_query(annotations[index].sentence)] for index in indices}
-    return Film(video_id, duration_s, events, alike)
+    return FilmEvents(video_id, duration_s, events, alike)
 
 
 # --- windows: dense and sparse ---
@@ -230,24 +235,24 @@ def negative_start_s(ranges: Sequence[Span], rng: np.random.Generator) -> float:
 
 def frame_span(event: Span, start_s: float, window_s: float, spec: SampleSpec) -> tuple[int, int]:
     """First and last frame of an event in the window that starts at `start_s`."""
-    return span_to_labels(
-        *event,
-        start_s,
-        window_s=window_s,
-        frames_per_window=spec.frames_per_window,
-        time_mapping=spec.time_mapping,
-    )
+    return spec.clock(window_s).labels(event, start_s)
 
 
-def has_negative_window(film: Film, index: int, spec: SampleSpec) -> bool:
+def has_negative_window(film: FilmEvents, index: int, spec: SampleSpec) -> bool:
     """Whether the film has a window that does not touch the event."""
     window_s = spec.film_window_s(film.duration_s)
     return bool(clear_starts_s(film.alike[index], film.duration_s, window_s))
 
 
 def window_plan(
-    film: Film, index: int, kind: str, spec: SampleSpec, rng: np.random.Generator, *, present: bool
-) -> Plan:
+    film: FilmEvents,
+    index: int,
+    stage: str,
+    spec: SampleSpec,
+    rng: np.random.Generator,
+    *,
+    present: bool,
+) -> SamplePlan:
     """One question about one window: dense or sparse."""
     window_s = spec.film_window_s(film.duration_s)
     if present:
@@ -256,13 +261,13 @@ def window_plan(
     else:
         ranges = clear_starts_s(film.alike[index], film.duration_s, window_s)
         start_s, span = negative_start_s(ranges, rng), None
-    return Plan(kind, film.video_id, window_s, (start_s,), (Ask(index, span),))
+    return SamplePlan(stage, film.video_id, window_s, (start_s,), (Target(index, span),))
 
 
 # --- rows of segments: long ---
 
 
-def segment_grid(film: Film, spec: SampleSpec) -> np.ndarray:
+def segment_grid(film: FilmEvents, spec: SampleSpec) -> np.ndarray:
     """Start and end of the film's segments: float64 [N, 2], seconds; do not write into it."""
     return _grid(film.duration_s, spec.window_s, spec.segment_stride_s)
 
@@ -287,15 +292,15 @@ def holding_segments(event: Span, grid: np.ndarray) -> np.ndarray:
     return np.flatnonzero(held_s >= needed_s - TOLERANCE_S)
 
 
-def clear_segments(film: Film, index: int, grid: np.ndarray) -> np.ndarray:
+def clear_segments(film: FilmEvents, index: int, grid: np.ndarray) -> np.ndarray:
     """Numbers of the segments that touch no event with this sentence, int64."""
     touched = touching_indices(*grid.T, film.alike[index])
     return np.delete(np.arange(len(grid)), touched)
 
 
 def long_plan(
-    film: Film, index: int, spec: SampleSpec, rng: np.random.Generator, *, present: bool
-) -> Plan:
+    film: FilmEvents, index: int, spec: SampleSpec, rng: np.random.Generator, *, present: bool
+) -> SamplePlan:
     """A row of segments: the event's together at a random place, others around them."""
     grid = segment_grid(film, spec)
     holding = holding_segments(film.events[index], grid) if present else np.array([], np.int64)
@@ -307,10 +312,12 @@ def long_plan(
     row = np.concatenate([others[:place], holding, others[place:]])
     span = (place * repeat, (place + len(holding)) * repeat - 1) if present else None
     starts_s = tuple(grid[row, 0].tolist())
-    return Plan("long", film.video_id, spec.window_s, starts_s, (Ask(index, span),), repeat)
+    return SamplePlan(
+        "long", film.video_id, spec.window_s, starts_s, (Target(index, span),), repeat
+    )
 
 
-def long_problem(film: Film, index: int, spec: SampleSpec) -> str | None:
+def long_problem(film: FilmEvents, index: int, spec: SampleSpec) -> str | None:
     """Why an event cannot be asked in a row of segments, or None."""
     room = spec.num_segments // max(spec.segment_repeats)
     if len(holding_segments(film.events[index], segment_grid(film, spec))) > room:
@@ -321,18 +328,18 @@ def long_problem(film: Film, index: int, spec: SampleSpec) -> str | None:
 # --- words ---
 
 
-def answer_text(kind: str, ask: Ask, spec: SampleSpec) -> str:
+def answer_text(stage: str, target: Target, spec: SampleSpec) -> str:
     """The answer that is trained."""
-    if kind != "dense" and spec.question == "yes_no":
-        return NO if ask.span is None else YES
-    if ask.span is None:
+    if stage != "dense" and spec.question == "yes_no":
+        return NO if target.span is None else YES
+    if target.span is None:
         return NOT_PRESENT
-    first, last = ask.span
-    if kind != "long":
+    first, last = target.span
+    if stage != "long":
         return format_span(first, last)
     return format_segments(first, last + (spec.answer_end == "exclusive"))
 
 
-def question_style(kind: str, spec: SampleSpec) -> str:
+def question_wording(stage: str, spec: SampleSpec) -> str:
     """Wording of the question; the dense rows of an alternate run ask about frames."""
-    return "frames" if kind == "dense" else spec.question
+    return "frames" if stage == "dense" else spec.question

@@ -3,9 +3,9 @@
     page.py        `write_view`: one self-contained HTML file that plays the film from disk
     timeline.py    `write_timeline`: a PNG with a row per sentence
     facts.py       what both say about a prediction: verdict, truth, cost
-    markup.py      rows and cards of the page; assets/ holds its HTML frame, style and script
+    assets/        the page as a Jinja template, its style and script
     thumbnails.py  frames of the film at the moments
-    axis.py        h:mm:ss and round ticks;  files.py  whole files or none
+    axis.py        round ticks
 
 Both take the `Prediction` objects of `revisionllm.records.predictions`, all of one film.
 """

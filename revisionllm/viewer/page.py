@@ -12,22 +12,26 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from html import escape
 from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from revisionllm.files import MADE_BY, write_text
+from markupsafe import Markup
+
+from revisionllm.files import MADE_BY, html_template, write_text
 from revisionllm.records.clock import clock
-from revisionllm.viewer import facts, markup
-from revisionllm.viewer.thumbnails import film_thumbnails
+from revisionllm.viewer import facts
+from revisionllm.viewer import thumbnails as thumbnails_of
+from revisionllm.viewer.axis import ticks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from revisionllm.grounding.levels import Moment
     from revisionllm.records.predictions import Prediction
+
+FAINTEST = 0.35  # opacity of a mark with score 0: still visible
 
 
 def write_view(
@@ -60,23 +64,57 @@ def write_view(
     facts.check_film(duration_s, predictions)
     if thumbnails is None:
         thumbnails = (
-            film_thumbnails(Path(video_path), predictions, duration_s) if video_path else {}
+            thumbnails_of.film_thumbnails(Path(video_path), predictions, duration_s)
+            if video_path
+            else {}
         )
     script = "\n" + _asset("page.js")
-    page = Template(_asset("page.html")).substitute(
+    film = film_url = None
+    if video_path is not None:
+        film_url = Path(os.path.relpath(video_path, path.parent)).as_posix()
+        film = facts.one_line(film_url)
+        film_url = quote(os.fsencode(film_url))  # bytes: names need not be UTF-8
+    page = html_template("revisionllm.viewer", "page.html").render(
+        facts=facts,
+        clock=clock,
+        ticks=ticks,
+        strength=_strength,
+        shown_moments=thumbnails_of.SHOWN_MOMENTS,
+        moment_times=thumbnails_of.moment_times,
+        truth_time=thumbnails_of.truth_time,
         made_by=MADE_BY,
         policy=_policy(script),
-        title=escape(facts.one_line(title)),
-        style=_asset("page.css"),
-        script=script,
-        duration_s=f"{duration_s:.3f}",
-        facts=escape(facts.one_line(_summary(video_path, duration_s, predictions, num_windows))),
-        legend=markup.legend(predictions),
-        overview=markup.overview(predictions, duration_s),
-        player=_player(video_path, path),
-        cards=markup.cards(predictions, thumbnails, num_windows),
+        title=facts.one_line(title),
+        style=Markup(_asset("page.css")),
+        script=Markup(script),
+        duration_s=duration_s,
+        percent=lambda seconds: f"{min(100.0, max(0.0, 100 * seconds / duration_s)):.4f}%",
+        summary=facts.one_line(_summary(video_path, duration_s, predictions, num_windows)),
+        predictions=predictions,
+        legend=_legend(predictions),
+        thumbnails=thumbnails,
+        num_windows=num_windows,
+        film=film,
+        film_url=film_url,
     )
     write_text(path, page)
+
+
+def _strength(prediction: Prediction, moment: Moment) -> float:
+    """Opacity of a moment's mark."""
+    top_score = max(m.score for m in prediction.moments)
+    return FAINTEST + (1 - FAINTEST) * facts.shade(moment.score, top_score)
+
+
+def _legend(predictions: Sequence[Prediction]) -> list[tuple[str, str, bool]]:
+    """Name and text of each kind of mark, and whether it occurs on this page."""
+    rejected = any(p.moments and not p.found for p in predictions)
+    return [
+        ("predicted", "predicted (stronger: higher score)", any(p.moments for p in predictions)),
+        ("candidate", "candidate of a sentence judged not present", rejected),
+        ("truth", "true span", any(p.gt for p in predictions)),
+        ("searched", "windows visited", any(p.windows for p in predictions)),
+    ]
 
 
 def _asset(name: str) -> str:
@@ -115,26 +153,3 @@ def _summary(
         share = 100 * visited / num_windows
         parts.append(f"{visited:.1f} of {num_windows} windows visited per sentence ({share:.0f}%)")
     return " \N{MIDDLE DOT} ".join(part for part in parts if part)
-
-
-def _player(video_path: str | Path | None, page_path: Path) -> str:
-    """The film, or, where it is missing, what to do about it."""
-    source, hidden = "", ""
-    hint = "This page was written without a film file. To play the moments, choose it here:"
-    if video_path is not None:
-        relative = Path(os.path.relpath(video_path, page_path.parent)).as_posix()
-        source = f' src="{escape(quote(os.fsencode(relative)))}"'  # bytes: names need not be UTF-8
-        hidden = " hidden"
-        hint = (
-            "The film was not found, or this browser cannot play it. This page looks for "
-            f"<code>{escape(facts.one_line(relative))}</code>, from its own folder. Put the film "
-            "there and reload, or choose it here. If it is there, the browser lacks its codec: "
-            "mp4 with H.264 plays in all common ones."
-        )
-    return (
-        f'<p class="hint" role="status"{hidden}>{hint}</p>\n'
-        f'<p class="pick"{hidden}><input type="file" accept="video/*" '
-        'aria-label="Choose the film file"></p>\n'
-        f'<video class="film" controls preload="metadata" aria-label="The film"{source}></video>\n'
-        "<noscript>Playing, zooming and the arrow keys need JavaScript.</noscript>"
-    )

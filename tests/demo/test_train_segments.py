@@ -75,23 +75,6 @@ def test_crossed_pairs_ask_every_sentence_in_every_window():
         assert len(own) > 0
 
 
-def test_program_goes_on_from_another_adapter(tmp_path):
-    from revisionllm.model.loading import describe
-
-    words = ["--run", str(DEMO / "dense"), "--init", str(DEMO / "sparse"), "--films", "1"]
-    words += ["--cache", str(tmp_path / "cache"), "--film_minutes", "3", "--workers", "0"]
-    words += ["--windows", "1", "--questions", "4", "--crossed", "2", "--frames_per_window", "10"]
-    words += ["--steps", "1", "--lr", "0"]
-    words += ["--out", str(tmp_path / "run")]
-    assert train_segments.main([*words, "--adapter_ffn_dim", "32"]) == 2
-    assert train_segments.main(words) == 0
-    config, found = describe(tmp_path / "run")
-    before = describe(DEMO / "sparse")[1].tensors
-    assert config.adapter.reads_sentence
-    for name, tensor in before.items():
-        assert found.tensors[name].float().equal(tensor.float()), name
-
-
 def test_program_trains_resumes_and_writes_a_sparse_run(tmp_path):
     from revisionllm.model.loading import load_model
 

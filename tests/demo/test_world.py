@@ -14,8 +14,8 @@ from revisionllm.demo.world.language import (
     TRAIN_FRAMES,
     WORDS,
     Description,
+    EventQuery,
     FactIndex,
-    Query,
     absent_query,
     event_query,
     film_queries,
@@ -31,7 +31,7 @@ from revisionllm.demo.world.plans import (
 HOUR_S = 3600.0
 
 
-def facts_true_of(query: Query, plan) -> set[int]:
+def facts_true_of(query: EventQuery, plan) -> set[int]:
     """Naive oracle: events of all facts that agree with every attribute the sentence mentions."""
     said = query.description
     events = set()

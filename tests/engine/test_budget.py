@@ -15,7 +15,7 @@ from revisionllm.engine.prefixes import Budget, token_bytes
 from revisionllm.grounding.answers import NOT_PRESENT, answer_kind
 from revisionllm.grounding.levels import Question
 from revisionllm.search.cost import count_plan
-from revisionllm.search.plans import film_plans, llm_shape
+from revisionllm.search.plans import llm_shape, search_plans
 
 
 def test_token_bytes_and_shares():
@@ -88,7 +88,7 @@ def test_planned_work_grows_more_slowly_than_the_film():
     minutes = np.array([10.0, 60.0, 480.0, 1440.0])
     work = []
     for duration_s in minutes * 60:
-        plan = film_plans(model.config, duration_s)[-1]
+        plan = search_plans(model.config, duration_s)[-1]
         assert plan.name == "cosine > dense"
         cost = count_plan(
             plan, llm_shape(model), duration_s=duration_s, num_queries=1, feature_fps=2.0

@@ -11,7 +11,7 @@ from revisionllm.engine.dense import DenseEngine, span_grammar
 from revisionllm.engine.reference import answer_one
 from revisionllm.grounding.answers import NOT_PRESENT, parse_answer
 from revisionllm.grounding.levels import Question
-from revisionllm.grounding.windows import labels_to_span
+from revisionllm.grounding.windows import WindowClock
 
 TOLERANCE = 1e-4
 
@@ -69,7 +69,7 @@ def test_spans_are_the_answers_seconds(model):
         if span is None:
             assert list(answer.spans) == []
             continue
-        wanted = labels_to_span(*span, answer.start_s, window_s=WINDOW_S, frames_per_window=FRAMES)
+        wanted = WindowClock(WINDOW_S, FRAMES).span(*span, answer.start_s)
         assert (answer.spans[0].start_s, answer.spans[0].end_s) == pytest.approx(wanted)
         assert answer.spans[0].score == 1.0
 
@@ -132,12 +132,7 @@ def test_an_explored_span_is_the_greedy_one_without_not_present(model):
     answers = ask(DenseEngine(model, explore=0.0), questions, texts, features_of)
     for question, answer in zip(questions, answers, strict=True):
         text = answer_one(model, always, features_of(question.window), texts[question.query])[0]
-        wanted = labels_to_span(
-            *parse_answer(text),
-            answer.start_s,
-            window_s=WINDOW_S,
-            frames_per_window=FRAMES,
-        )
+        wanted = WindowClock(WINDOW_S, FRAMES).span(*parse_answer(text), answer.start_s)
         assert (answer.spans[0].start_s, answer.spans[0].end_s) == pytest.approx(wanted)
 
 
@@ -229,6 +224,28 @@ def test_candidates_are_the_most_probable_spans():
 
 
 def seconds_of(answer, text):
-    return labels_to_span(
-        *parse_answer(text), answer.start_s, window_s=WINDOW_S, frames_per_window=12
-    )
+    return WindowClock(WINDOW_S, 12).span(*parse_answer(text), answer.start_s)
+
+
+def test_refined_spans_end_at_the_mean_of_their_likely_neighbours():
+    plain, refined = tiny_run(), tiny_run()
+    refined.config.span_refinement = "expected"
+    questions, texts = ask_all(4, windows(3)), sentences(4)
+    listed = ask(DenseEngine(plain, explore=0.0, num_candidates=16), questions, texts)
+    answers = ask(DenseEngine(refined, explore=0.0), questions, texts)
+    frame_s, moved = WINDOW_S / FRAMES, 0
+    for known, answer in zip(listed, answers, strict=True):
+        assert answer.answer == known.answer and len(answer.spans) == min(1, len(known.spans))
+        if not answer.spans:
+            continue
+        own = known.spans[0]
+        near = [
+            (s.start_s, s.end_s, s.score)
+            for s in known.spans
+            if max(abs(s.start_s - own.start_s), abs(s.end_s - own.end_s)) <= frame_s + 1e-9
+        ]
+        total = sum(score for *_, score in near)
+        wanted = [sum(span[i] * span[2] for span in near) / total for i in (0, 1)]
+        assert [answer.spans[0].start_s, answer.spans[0].end_s] == pytest.approx(wanted)
+        moved += wanted[0] != own.start_s
+    assert moved

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revisionllm.grounding import calibration as c
+from revisionllm.metrics.detection import calibration
 
 
 def drawn(num, seed=0):
@@ -26,7 +27,7 @@ def test_logistic_recovers_the_model():
     assert fitted.names == ["entropy", "presence"]
     assert fitted.weights == pytest.approx([-1.0, 4.0], abs=0.15)
     assert np.abs(fitted.confidence(parts) - chance).max() < 0.03
-    assert c.expected_calibration_error(fitted.confidence(parts), labels) < 0.01
+    assert calibration(fitted.confidence(parts), np.array(labels)).ece < 0.01
 
 
 def test_logistic_is_finite_on_separable_constant_and_one_sided_data():
@@ -69,7 +70,7 @@ def test_expected_calibration_error_by_hand():
     naive = sum(
         abs(sum(labels[i] - confidences[i] for i in members)) / 5 for members in bins.values()
     )
-    assert c.expected_calibration_error(confidences, labels) == pytest.approx(naive)
+    assert calibration(np.array(confidences), np.array(labels)).ece == pytest.approx(naive)
 
 
 def test_json_round_trip():

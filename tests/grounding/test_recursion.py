@@ -17,7 +17,7 @@ from revisionllm.grounding.calibration import fit_isotonic
 from revisionllm.grounding.levels import Level, Question, SpanCandidate, WindowAnswer
 from revisionllm.grounding.ranking import VETO_FACTOR, voted_ranges
 from revisionllm.grounding.recursion import ORDERS, search_many
-from revisionllm.grounding.windows import Window, labels_to_span, merge_ranges, span_to_labels
+from revisionllm.grounding.windows import Window, WindowClock, merge_ranges
 
 FRAMES = 100
 
@@ -49,9 +49,9 @@ class Oracle:
         shared = event and min(event[1], w.end_s) - max(event[0], w.start_s)
         if not event or shared <= 0:
             return WindowAnswer(w.index, w.start_s, w.end_s, NOT_PRESENT, [], 0.0)
-        size = {"window_s": level.window_s, "frames_per_window": self.frames}
-        labels = span_to_labels(*event, w.start_s, **size)
-        span = SpanCandidate(*labels_to_span(*labels, w.start_s, **size))
+        clock = WindowClock(level.window_s, self.frames)
+        labels = clock.labels(event, w.start_s)
+        span = SpanCandidate(*clock.span(*labels, w.start_s))
         presence = shared / (event[1] - event[0])
         return WindowAnswer(w.index, w.start_s, w.end_s, format_span(*labels), [span], presence)
 

@@ -21,6 +21,18 @@ RELEASED = json.loads((ASSETS / "parity_iou_windows.json").read_text())
 durations_s = st.floats(0.04, 24 * 3600, allow_nan=False)
 
 
+def frame_feature_indices(start_s, *, num_features, **clock):
+    return w.WindowClock(**clock).feature_indices(start_s, num_features)
+
+
+def span_to_labels(start_s, end_s, window_start_s, **clock):
+    return w.WindowClock(**clock).labels((start_s, end_s), window_start_s)
+
+
+def labels_to_span(first, last, window_start_s, **clock):
+    return w.WindowClock(**clock).span(first, last, window_start_s)
+
+
 def test_windows_of_a_two_hour_film():
     films = w.dense_windows(7200.0, window_s=125.0, stride_s=62.5)
     assert len(films) == 115
@@ -58,7 +70,7 @@ def test_impossible_windows_are_refused(duration_s, stride_s):
 
 def test_centered_indices_against_a_naive_loop():
     for start_s in (0.0, 62.5, 100.0, 7075.0):
-        got = w.frame_feature_indices(
+        got = frame_feature_indices(
             start_s, window_s=125.0, frames_per_window=250, feature_fps=5.0, num_features=36000
         )
         naive = [math.floor((start_s + (k + 0.5) * 0.5) * 5 + 0.5) for k in range(250)]
@@ -67,14 +79,14 @@ def test_centered_indices_against_a_naive_loop():
 
 
 def test_ties_round_up_whatever_the_float_noise():
-    got = w.frame_feature_indices(
+    got = frame_feature_indices(
         0.3, window_s=0.7, frames_per_window=7, feature_fps=10.0, num_features=100
     )
     assert got.tolist() == [4, 5, 6, 7, 8, 9, 10]  # middles at 3.5, 4.5, ... features
 
 
 def test_indices_stay_in_the_film():
-    got = w.frame_feature_indices(
+    got = frame_feature_indices(
         0.0, window_s=60.0, frames_per_window=100, feature_fps=5.0, num_features=1
     )
     assert got.tolist() == [0] * 100
@@ -86,8 +98,8 @@ def test_labels_round_trip(data, frames, window_s):
     start_s = data.draw(st.floats(0, 86400))
     first = data.draw(st.integers(0, frames - 1))
     last = data.draw(st.integers(first, frames - 1))
-    span = w.labels_to_span(first, last, start_s, window_s=window_s, frames_per_window=frames)
-    back = w.span_to_labels(*span, start_s, window_s=window_s, frames_per_window=frames)
+    span = labels_to_span(first, last, start_s, window_s=window_s, frames_per_window=frames)
+    back = span_to_labels(*span, start_s, window_s=window_s, frames_per_window=frames)
     assert back == (first, last)
 
 
@@ -96,8 +108,8 @@ def test_labels_round_trip(data, frames, window_s):
 def test_events_survive_labels_within_one_frame(data, frames, window_s):
     begin = data.draw(st.floats(0, 0.999)) * window_s
     end = begin + max(1e-3, data.draw(st.floats(0, 1))) * (window_s - begin)
-    labels = w.span_to_labels(begin, end, 0.0, window_s=window_s, frames_per_window=frames)
-    a, b = w.labels_to_span(*labels, 0.0, window_s=window_s, frames_per_window=frames)
+    labels = span_to_labels(begin, end, 0.0, window_s=window_s, frames_per_window=frames)
+    a, b = labels_to_span(*labels, 0.0, window_s=window_s, frames_per_window=frames)
     frame_s = window_s / frames
     slack = 2e-6 * frame_s
     assert a - slack <= begin < a + frame_s + slack
@@ -106,18 +118,18 @@ def test_events_survive_labels_within_one_frame(data, frames, window_s):
 
 def test_events_outside_the_window_are_clipped():
     size = {"window_s": 60.0, "frames_per_window": 100}
-    assert w.span_to_labels(-50.0, 30.0, 0.0, **size) == (0, 49)
-    assert w.span_to_labels(30.0, 900.0, 0.0, **size) == (50, 99)
-    assert w.span_to_labels(31.0, 31.0, 0.0, **size) == (51, 51)
+    assert span_to_labels(-50.0, 30.0, 0.0, **size) == (0, 49)
+    assert span_to_labels(30.0, 900.0, 0.0, **size) == (50, 99)
+    assert span_to_labels(31.0, 31.0, 0.0, **size) == (51, 51)
 
 
 def test_released_labels():
     size = {"window_s": 125.0, "frames_per_window": 250, "time_mapping": "released"}
-    assert w.span_to_labels(5.3, 125.0, 0.0, **size) == (11, 249)
-    assert w.labels_to_span(11, 249, 62.5, **size) == (68.0, 187.0)
-    assert w.labels_to_span(0, 0, 0.0, **size) == (0.0, 0.5)
+    assert span_to_labels(5.3, 125.0, 0.0, **size) == (11, 249)
+    assert labels_to_span(11, 249, 62.5, **size) == (68.0, 187.0)
+    assert labels_to_span(0, 0, 0.0, **size) == (0.0, 0.5)
     with pytest.raises(ValueError, match="time_mapping"):
-        w.labels_to_span(0, 0, 0.0, window_s=1.0, frames_per_window=1, time_mapping="other")
+        labels_to_span(0, 0, 0.0, window_s=1.0, frames_per_window=1, time_mapping="other")
 
 
 def test_windows_that_touch_ranges():
@@ -169,7 +181,7 @@ def test_released_frame_indices(name):
     np.testing.assert_array_equal(np.array(ours), recorded[f"{name}_indices"])
     if not retrieval:
         film = [
-            w.frame_feature_indices(
+            frame_feature_indices(
                 i * 62.5,
                 window_s=125.0,
                 frames_per_window=250,
@@ -233,7 +245,7 @@ def test_released_truth(case):
 )
 def test_rounded_labels_are_the_nearest_borders_and_at_least_one_frame(start_s, end_s, labels):
     """Frames of 0.5 s."""
-    found = w.span_to_labels(
+    found = span_to_labels(
         start_s, end_s, 0.0, window_s=10.0, frames_per_window=20, time_mapping="rounded"
     )
     assert found == labels
@@ -247,7 +259,7 @@ def test_a_perfect_answer_overlaps_more_by_rounded_labels():
         ious = []
         for start_s in np.linspace(20, 21, 500, endpoint=False):
             event = np.array([start_s, start_s + 2.0])
-            span = w.labels_to_span(*w.span_to_labels(*event, 0.0, **clock), 0.0, **clock)
+            span = labels_to_span(*span_to_labels(*event, 0.0, **clock), 0.0, **clock)
             shared = min(event[1], span[1]) - max(event[0], span[0])
             ious.append(shared / (max(event[1], span[1]) - min(event[0], span[0])))
         best[mapping] = np.mean(ious)

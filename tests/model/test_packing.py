@@ -8,8 +8,9 @@ import torch
 from model_assets import tiny_llm
 from torch.nn.functional import cross_entropy
 
+from revisionllm.constants import NO_OWNER
 from revisionllm.engine.attention import packed_forward
-from revisionllm.model.packing import NO_OWNER, additive_mask, packed_mask
+from revisionllm.model.packing import additive_mask, packed_mask
 
 
 def naive_mask(owner: list[int], prefix: int, visible: list[int]) -> np.ndarray:

@@ -111,15 +111,15 @@ def test_answers_for_grammars_are_tokenised_as_in_training(tokenizer, digit):
     assert c.encode_answer(tokenizer, answer) == supervised[:-1]
 
 
-@pytest.mark.parametrize("style", list(q.QUESTIONS))
+@pytest.mark.parametrize("wording", list(q.QUESTIONS))
 @pytest.mark.parametrize(
     "sentence", ["a <video> b", "<VIDEO>", "x </s> y", "<s>", "<unk> <memory>", "end <|end|> it"]
 )
-def test_special_tokens_in_a_sentence_are_text(tokenizer, style, sentence):
-    question = q.question_text(sentence, style)
+def test_special_tokens_in_a_sentence_are_text(tokenizer, wording, sentence):
+    question = q.question_text(sentence, wording)
     ids = c.prompt_ids(tokenizer, question)
     assert ids.count(VIDEO_TOKEN_ID) == 1
-    plain = c.prompt_ids(tokenizer, q.question_text("a dog", style))
+    plain = c.prompt_ids(tokenizer, q.question_text("a dog", wording))
     assert ids.index(VIDEO_TOKEN_ID) == plain.index(VIDEO_TOKEN_ID)
     special = set(tokenizer.all_special_ids) - {tokenizer.bos_token_id}
     assert not special & set(ids) and ids.count(tokenizer.bos_token_id) <= 1

@@ -10,7 +10,7 @@ from revisionllm.grounding.levels import SpanCandidate, WindowAnswer
 from revisionllm.grounding.ranking import surviving_ranges
 from revisionllm.model.config import RunConfig
 from revisionllm.search.cost import ModelShape, count_plan
-from revisionllm.search.plans import bounded, film_plans, long_level
+from revisionllm.search.plans import bounded, long_level, search_plans
 
 CONFIG = RunConfig(window_s=60.0, stride_s=30.0, segment_stride_s=12.0, num_segments=33)
 
@@ -21,7 +21,7 @@ def test_bounded_levels_keep_by_the_root_of_their_segments(duration_s, keep):
     wanted = math.ceil(keep * math.sqrt(max(1.0, duration_s / 12.0)))
     assert (level.keep_top, level.budget(1000), level.narrow) == (wanted, wanted, True)
     plain, kept = (
-        film_plans(CONFIG, duration_s, keep=None, long_levels=[long_level(CONFIG)], long_keep=k)
+        search_plans(CONFIG, duration_s, keep=None, long_levels=[long_level(CONFIG)], long_keep=k)
         for k in (None, keep)
     )
     assert plain[-1].levels[0] == long_level(CONFIG)
@@ -50,21 +50,21 @@ def test_coarser_levels_keep_more():
 
 def test_joint_levels_have_no_margin_and_a_wide_cosine_level_before_them():
     options = {"keep": 1.0, "long_levels": [long_level(CONFIG)], "cosine_weight": 80.0}
-    plans = film_plans(CONFIG, 3600.0, long_keep=1.0, **options)
+    plans = search_plans(CONFIG, 3600.0, long_keep=1.0, **options)
     alone, joint, before = plans[1].levels[0], plans[2].levels[0], plans[3].levels
     assert (joint.cosine_weight, joint.margin) == (80.0, 0.0)
     assert (alone.keep_top, before[0].keep_top) == (22, 44)
     assert before[1] == joint
-    naming = film_plans(CONFIG, 3600.0, **options)  # without a budget: as the long run names
+    naming = search_plans(CONFIG, 3600.0, **options)  # without a budget: as the long run names
     assert naming[3].levels[:2] == (alone, long_level(CONFIG))
 
 
 def test_planned_work_grows_with_what_long_levels_keep():
     costs = [
         count_plan(
-            film_plans(CONFIG, 3600.0, keep=None, long_levels=[long_level(CONFIG)], long_keep=keep)[
-                -1
-            ],
+            search_plans(
+                CONFIG, 3600.0, keep=None, long_levels=[long_level(CONFIG)], long_keep=keep
+            )[-1],
             ModelShape(64, 2, 96),
             duration_s=3600.0,
             num_queries=1,

@@ -1,4 +1,4 @@
-"""Item i asks query i, of its own film and time; batches do not depend on workers or ranks."""
+"""Item i targets query i, of its own film and time; batches do not depend on workers or ranks."""
 
 from __future__ import annotations
 
@@ -63,14 +63,16 @@ def test_item_i_asks_query_i_of_its_own_film_and_time(world, name):
     stage = STAGES[name]
     dataset = open_world(world, stage)
     records = events()
-    for mode in stage.modes:
+    for output in stage.outputs:
         asked = Counter()
-        plans = dataset.plans(0, mode)
+        plans = dataset.plans(0, output)
         for plan in plans:
             sample = dataset[plan]
             assert sample.features.shape == (len(plan.starts_s) * plan.repeat, FRAMES, 4)
             assert sample.features.dtype == np.float32
-            for number, (ask, question) in enumerate(zip(plan.asks, sample.questions, strict=True)):
+            for number, (ask, question) in enumerate(
+                zip(plan.targets, sample.questions, strict=True)
+            ):
                 record = records[question.query_id]
                 assert record["movie"] == plan.video_id
                 assert dataset.annotations[ask.index].query_id == question.query_id
@@ -88,7 +90,7 @@ def test_item_i_asks_query_i_of_its_own_film_and_time(world, name):
             middle = starts[:, None] + (np.arange(FRAMES) + 0.5) * plan.window_s / FRAMES
             latest = FILMS_S[plan.video_id] - 1 / FPS
             assert np.abs(times - np.minimum(middle, latest)).max() <= 0.5 / FPS + 1e-4
-        assert sum(asked.values()) == dataset.num_questions(mode) == plans.sizes.sum()
+        assert sum(asked.values()) == dataset.num_questions(output) == plans.sizes.sum()
         assert set(asked.values()) == {1}
     if name == "long":  # item 2i and 2i + 1 belong to annotation i where both can be asked
         order = [dataset[p].questions[0].query_id for p in plans]
@@ -214,7 +216,7 @@ def test_other_stores_give_the_same_batches_to_workers(world, tokenizer, tmp_pat
 
 
 def asked(plans):
-    return [(ask.index, ask.span) for plan in plans for ask in plan.asks]
+    return [(ask.index, ask.span) for plan in plans for ask in plan.targets]
 
 
 @pytest.mark.parametrize("name", list(STAGES))
@@ -244,7 +246,7 @@ def test_steps_hold_the_same_questions_however_they_are_divided(world, name):
                 for rank in ranks
                 for plan in rank[step * parts + part]
             ]
-            assert len({plan.mode for plan in step_plans}) == 1
+            assert len({plan.adapter_output for plan in step_plans}) == 1
             steps.append(asked(step_plans))
         epochs.append(steps)
     assert all(steps == epochs[0] for steps in epochs)
@@ -258,11 +260,11 @@ def test_steps_hold_the_same_questions_however_they_are_divided(world, name):
 def test_alternate_steps_take_turns(world, tokenizer):
     dataset = open_world(world, STAGES["alternate"])
     sampler = QuestionBatchSampler(dataset, questions_per_batch=4, batches_per_step=2)
-    modes = [batch[0].mode for batch in sampler]
-    assert modes[:6] == ["segment", "segment", "frames", "frames", "segment", "segment"]
+    outputs = [batch[0].adapter_output for batch in sampler]
+    assert outputs[:6] == ["segment", "segment", "frames", "frames", "segment", "segment"]
     collate = PlainCollator(tokenizer)
     batches_ = list(itertools.islice(sampler, 3))
-    for batch, wanted in zip(batches_, modes[:3], strict=True):
+    for batch, wanted in zip(batches_, outputs[:3], strict=True):
         assert collate([dataset[plan] for plan in batch])["adapter_output"] == wanted
     mixed = [dataset[plan] for plan in (batches_[0] + batches_[2])]
     with pytest.raises(ValueError, match="one adapter output"):

@@ -11,11 +11,11 @@ from tiny_data import FRAMES, WINDOW_S, spec
 
 from revisionllm.errors import UserError
 from revisionllm.formats.annotations import Annotation
-from revisionllm.grounding.windows import labels_to_span
-from revisionllm.train.packed_windows import film_plans
+from revisionllm.grounding.windows import WindowClock
+from revisionllm.train.packed_windows import packed_windows
 from revisionllm.train.samples import (
-    Ask,
-    Film,
+    FilmEvents,
+    Target,
     answer_text,
     clear_segments,
     clear_starts_s,
@@ -33,7 +33,7 @@ from revisionllm.train.samples import (
 RNG = np.random.default_rng
 
 
-def film_of(*events, duration_s: float = 600.0, alike: bool = False) -> Film:
+def film_of(*events, duration_s: float = 600.0, alike: bool = False) -> FilmEvents:
     annotations = [
         Annotation(str(i), "film", "same" if alike else f"event {i}", s, e, duration_s)
         for i, (s, e) in enumerate(events)
@@ -83,7 +83,7 @@ def test_negatives_touch_neither_the_event_nor_its_like():
     for seed in range(300):
         plan = window_plan(film, 0, "dense", spec(), RNG(seed), present=False)
         (start,) = plan.starts_s
-        assert plan.asks == (Ask(0, None),) and 0 <= start <= 540
+        assert plan.targets == (Target(0, None),) and 0 <= start <= 540
         assert not overlaps((100, 104), start) and not overlaps((400, 420), start)
 
 
@@ -104,10 +104,8 @@ def test_labels_give_back_the_seconds_within_a_frame():
     film = film_of((200.3, 207.7))
     for seed in range(50):
         plan = window_plan(film, 0, "dense", spec(), RNG(seed), present=True)
-        first, last = plan.asks[0].span
-        start_s, end_s = labels_to_span(
-            first, last, plan.starts_s[0], window_s=WINDOW_S, frames_per_window=FRAMES
-        )
+        first, last = plan.targets[0].span
+        start_s, end_s = WindowClock(WINDOW_S, FRAMES).span(first, last, plan.starts_s[0])
         frame_s = WINDOW_S / FRAMES
         assert start_s <= 200.3 + 1e-6 and 200.3 - start_s < frame_s
         assert end_s >= 207.7 - 1e-6 and end_s - 207.7 < frame_s
@@ -152,7 +150,7 @@ def test_long_rows(repeat):
         plan = long_plan(film, 0, stage, RNG(seed), present=True)
         assert len(plan.starts_s) * repeat <= 40 and plan.repeat == repeat
         assert len(plan.starts_s) == 40 // repeat
-        first, last = plan.asks[0].span
+        first, last = plan.targets[0].span
         assert first % repeat == 0 and (last + 1) % repeat == 0
         held = plan.starts_s[first // repeat : (last + 1) // repeat]
         assert held == tuple(grid[holding_segments((300, 310), grid), 0])
@@ -162,7 +160,7 @@ def test_long_rows(repeat):
             assert not overlaps((300, 310), start) and not overlaps((800, 805), start)
         places.add(first)
         absent = long_plan(film, 0, stage, RNG(seed), present=False)
-        assert absent.asks == (Ask(0, None),)
+        assert absent.targets == (Target(0, None),)
         assert set(absent.starts_s) <= set(grid[clear_segments(film, 0, grid), 0])
     assert len(places) > 2
 
@@ -171,7 +169,7 @@ def test_a_short_film_gives_a_shorter_row():
     film = film_of((100, 104), duration_s=180.0)
     plan = long_plan(film, 0, spec("long"), RNG(0), present=True)
     assert 0 < len(plan.starts_s) < 20
-    first, last = plan.asks[0].span
+    first, last = plan.targets[0].span
     assert 0 <= first <= last < len(plan.starts_s)
 
 
@@ -181,8 +179,8 @@ def test_why_an_event_cannot_stand_in_a_row():
 
 
 def test_answers():
-    span = Ask(0, (5, 12))
-    none = Ask(0, None)
+    span = Target(0, (5, 12))
+    none = Target(0, None)
     assert answer_text("dense", span, spec()) == "From 05 to 12."
     assert answer_text("dense", none, spec()) == "Not Present"
     assert answer_text("sparse", span, spec("sparse")) == "yes"
@@ -206,15 +204,15 @@ def test_film_plans_ask_every_event_once_and_its_negatives(per_window):
     starts = rng.uniform(0, 600 - lengths)
     film = film_of(*zip(starts.tolist(), (starts + lengths).tolist(), strict=True))
     negatives = {index: index % 3 for index in range(150)}
-    plans = film_plans(film, negatives, stage, RNG(4))
-    positives = Counter(a.index for p in plans for a in p.asks if a.span is not None)
-    absent = Counter(a.index for p in plans for a in p.asks if a.span is None)
+    plans = packed_windows(film, negatives, stage, RNG(4))
+    positives = Counter(a.index for p in plans for a in p.targets if a.span is not None)
+    absent = Counter(a.index for p in plans for a in p.targets if a.span is None)
     assert positives == Counter(range(150))
     assert absent == Counter({i: n for i, n in negatives.items() if n})
     for plan in plans:
         (start,) = plan.starts_s
-        assert 1 <= len(plan.asks) <= per_window and 0 <= start <= 540
-        for ask in plan.asks:
+        assert 1 <= len(plan.targets) <= per_window and 0 <= start <= 540
+        for ask in plan.targets:
             event = film.events[ask.index]
             if ask.span is None:
                 assert not overlaps(event, start)
@@ -228,8 +226,8 @@ def test_film_plans_share_windows():
     starts = np.sort(rng.uniform(0, 7196, 640))
     film = film_of(*[(s, s + 4.0) for s in starts.tolist()], duration_s=7200.0)
     stage = spec(window_s=125.0, frames_per_window=250)
-    plans = film_plans(film, dict.fromkeys(range(640), 1), stage, RNG(1))
-    assert sum(len(plan.asks) for plan in plans) == 1280
+    plans = packed_windows(film, dict.fromkeys(range(640), 1), stage, RNG(1))
+    assert sum(len(plan.targets) for plan in plans) == 1280
     assert 1280 / len(plans) > 10
     assert math.ceil(7200 / 125) <= len(plans)
 
@@ -241,8 +239,8 @@ def test_the_place_of_an_event_in_its_window_tells_nothing():
     firsts = [
         ask.span[0]
         for seed in range(10)
-        for plan in film_plans(film, dict.fromkeys(range(640), 0), spec(), RNG(seed))
-        for ask in plan.asks
+        for plan in packed_windows(film, dict.fromkeys(range(640), 0), spec(), RNG(seed))
+        for ask in plan.targets
     ]
     counts, _ = np.histogram(firsts, bins=9, range=(0, 93))
     assert counts.max() < 1.35 * counts.min()

@@ -38,10 +38,10 @@ from revisionllm.search.plans import (
     bounded,
     cosine_level,
     dense_level,
-    film_plans,
     llm_shape,
     long_level,
     long_listing,
+    search_plans,
 )
 from revisionllm.search.searcher import Searcher, SearchOptions
 
@@ -173,7 +173,7 @@ class Setting:
 
     def recursion(self, film: Film) -> list[Level]:
         """All levels, as the demo searches them: cosine, long runs, dense."""
-        plans = film_plans(
+        plans = search_plans(
             self.model.config,
             film.duration_s,
             long_levels=[level for level, _ in self.long_runs],
@@ -299,19 +299,6 @@ def _long_rows(setting: Setting, films, options) -> list[dict]:
     return [*rows, setting.line(name, films, setting.recursion, **options)]
 
 
-def length(setting: Setting) -> Rows:
-    """Accuracy and work against film length, exhaustive and planned."""
-    rows = []
-    for minutes in setting.args.lengths:
-        films = setting.films(minutes)
-        for name, levels in (("exhaustive", setting.windows), ("planned", setting.planned)):
-            line = setting.line(
-                f"{minutes:g} min, {name}", films, levels, calibration=setting.calibration
-            )
-            rows.append(line)
-    yield "Film length", rows
-
-
 def order(setting: Setting) -> Rows:
     """The three orders of the same levels. What coarse levels keep is a budget where they come
     first, and what they name where they veto."""
@@ -358,12 +345,12 @@ def confidence(setting: Setting) -> Rows:
 def found_ece(predictions) -> float:
     """Expected calibration error of the best moments' scores as chances that the sentence happens,
     both kinds of sentences counting alike."""
-    from revisionllm.grounding.calibration import expected_calibration_error
+    from revisionllm.metrics import detection
 
     judged = [p for p in predictions if p.moments]
     judged = even_odds(judged, [bool(p.gt) for p in judged])
-    scores = [p.moments[0].score for p in judged]
-    return expected_calibration_error(scores, [bool(p.gt) for p in judged])
+    scores = np.array([p.moments[0].score for p in judged])
+    return detection.calibration(scores, np.array([bool(p.gt) for p in judged])).ece
 
 
 def absent_scores(predictions) -> dict:
@@ -457,7 +444,6 @@ def error_kind(prediction, facts, description) -> str:
 
 MEASURES: dict[str, Callable[[Setting], Rows]] = {
     "ingredients": ingredients,
-    "length": length,
     "order": order,
     "confidence": confidence,
     "sampling": sampling,

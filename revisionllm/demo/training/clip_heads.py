@@ -13,11 +13,11 @@ with many bits teach its image tower to see, in the order in which they are used
 from __future__ import annotations
 
 import logging
-import time
 
 import torch
 from torch import Tensor, nn
 
+from revisionllm.demo.training.loop import Loop
 from revisionllm.demo.world.plans import COLOURS, SHAPES
 
 log = logging.getLogger("train_clip")
@@ -95,7 +95,7 @@ class SpotReadout(nn.Module):
             maps.float(), places[:, None, None], align_corners=False, padding_mode="border"
         )[..., 0, 0]
         parts = self.read(at_spot).split((len(COLOURS), len(SHAPES), 3), dim=1)
-        self.right = float((parts[1].argmax(-1) == shape).float().mean())
+        self.right = int((parts[1].argmax(-1) == shape).sum()), len(shape)
         named = nn.functional.cross_entropy(parts[0], colour)
         named = named + nn.functional.cross_entropy(parts[1], shape)
         return named + 2 * nn.functional.mse_loss(parts[2], pose[:, 2:])
@@ -147,27 +147,21 @@ def train_closeups(
     kept = ("attnpool", "layer4")
     parameters = [p for n, p in visual.named_parameters() if not n.startswith(kept)]
     parameters += list(spots.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
-    started, right = time.time(), []
-    for step in range(steps):
+    loop = Loop(
+        "close-ups",
+        {"visual": visual, "spots": spots},
+        parameters,
+        steps=steps,
+        lr=lr,
+        warmup=steps // 20,
+        bf16=bf16,
+    )
+    for _ in loop:
         rows = torch.randint(0, len(pool[0]), (128,), generator=generator)
         pieces, *asked = _closeups(*(part[rows] for part in pool), generator)
         pieces, *asked = (part.to(device) for part in (pieces, *asked))
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with loop.autocast():
             maps = visual.stem(pieces.contiguous(memory_format=torch.channels_last))
             for stage in stages:
                 maps = stage(maps)
-        loss = spots(maps, *asked)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        right.append(spots.right)
-        if (step + 1) % 200 == 0:
-            log.info(
-                "close-ups %d/%d loss %.3f shape %.3f, %.0f s",
-                *(step + 1, steps, loss.item(), sum(right) / len(right), time.time() - started),
-            )
-            right = []
+        loop.take(spots(maps, *asked), {"shape": spots.right})

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 
@@ -19,8 +19,8 @@ from revisionllm.demo.training.dense_readout import said, shown_table
 from revisionllm.demo.world.captions import frame_caption, on_screen
 from revisionllm.demo.world.language import (
     Description,
+    EventQuery,
     FactIndex,
-    Query,
     absent_query,
     change_one,
     describe,
@@ -33,8 +33,8 @@ from revisionllm.demo.world.language import (
 from revisionllm.demo.world.plans import FILM_FPS, Fact, FilmPlan, plan_film, pose_of
 from revisionllm.formats.questions import question_text
 from revisionllm.grounding.answers import NOT_PRESENT, format_segments, format_span
-from revisionllm.grounding.windows import span_to_labels
-from revisionllm.model.prompts import encode_answer, prompt_pieces
+from revisionllm.grounding.windows import WindowClock
+from revisionllm.train.collator import PackedCollator, padded_rows
 
 WINDOW_S = 60.0
 STRIDE_S = 30.0
@@ -42,6 +42,7 @@ FRAMES_PER_WINDOW = 100
 FEATURE_FPS = 5.0
 FEATURE_STEP = 3  # a window looks at every third feature: 100 of 300
 FRAME_S = WINDOW_S / FRAMES_PER_WINDOW
+CLOCK = WindowClock(WINDOW_S, FRAMES_PER_WINDOW)
 CAPTION_QUESTION = "Frame {frame:02d} shows"
 # How often `_confusable` sentences differ in each column of `TrainingFilm.attributes`: in what they
 # do, which way, where, in size, colour, shape, and in size, colour and shape of the other one
@@ -55,7 +56,7 @@ SPAN_QUESTION = "From {first:02d} to {last:02d} we see"
 
 
 @dataclass(frozen=True)
-class Question:
+class DemoQuestion:
     """One question of a window. `span` is (first, last) frame, None for "Not Present" and captions;
     `grounds` tells the dense stage's questions from all others; `shown` are the frames in which
     whom it asks about can be seen where it says, whatever they do there; `description` is what it
@@ -139,30 +140,23 @@ def _share_inside(start_s: float, end_s: float, window_s: tuple[float, float]) -
     return (min(end_s, window_s[1]) - max(start_s, window_s[0])) / (end_s - start_s)
 
 
-def _labels(span_s: tuple[float, float], window_s: tuple[float, float]) -> tuple[int, int]:
-    """First and last frame of an event in a window."""
-    return span_to_labels(
-        *span_s, window_s[0], window_s=WINDOW_S, frames_per_window=FRAMES_PER_WINDOW
-    )
-
-
-def _grounding(query: Query, span: tuple[int, int] | None, cast: list[tuple]) -> Question:
+def _grounding(query: EventQuery, span: tuple[int, int] | None, cast: list[tuple]) -> DemoQuestion:
     answer = NOT_PRESENT if span is None else format_span(*span)
     shown = tuple(frame for frame, seen in enumerate(cast) if shows(seen, query.description))
     text = question_text(query.sentence, "frames")
-    return Question(text, answer, span, True, shown, query.description, query.sentence)
+    return DemoQuestion(text, answer, span, True, shown, query.description, query.sentence)
 
 
-def in_other_words(question: Question, style: str) -> Question:
+def in_other_words(question: DemoQuestion, wording: str) -> DemoQuestion:
     """A grounding question as the other stages ask and answer it: the base LLM knows them all.
 
     A frame stands for the "video" (segment) of the long stage.
     """
-    if style == "yes_no":
+    if wording == "yes_no":
         answer = "no" if question.span is None else "yes"
     else:
         answer = NOT_PRESENT if question.span is None else format_segments(*question.span)
-    text = question_text(question.sentence, style)
+    text = question_text(question.sentence, wording)
     return replace(question, text=text, answer=answer, span=None, grounds=False)
 
 
@@ -201,7 +195,7 @@ class WindowSampler:
         self.captions = captions
         self.split = split
 
-    def window(self, film: TrainingFilm, first: int, rng: np.random.Generator) -> Window:
+    def window(self, film: TrainingFilm, first: int, rng: np.random.Generator) -> DemoWindow:
         """The window that starts at feature number `first`, with its questions."""
         start_s, _ = window_s = film.window_s(first)
         wanted = self.questions_per_window - self.captions
@@ -216,32 +210,33 @@ class WindowSampler:
                 questions.append(self._caption(film, start_s, rng))
         for number, question in enumerate(questions):
             if question.grounds and rng.random() < self.other_stages:
-                style = ("yes_no", "video")[int(rng.integers(2))]
-                questions[number] = in_other_words(question, style)
-        return Window(
+                wording = ("yes_no", "video")[int(rng.integers(2))]
+                questions[number] = in_other_words(question, wording)
+        return DemoWindow(
             film.features[first : first + FRAMES_PER_WINDOW],
             [questions[i] for i in rng.permutation(len(questions))],
             film.table[first : first + FRAMES_PER_WINDOW],
         )
 
-    def event_of(self, film: TrainingFilm, first: int, rng) -> Query | None:
+    def event_of(self, film: TrainingFilm, first: int, rng) -> EventQuery | None:
         """A sentence about an event of the window that starts at feature number `first`; None: it
         shows at least half of none that a sentence singles out."""
         return next(self._events(film, film.window_s(first), rng), None)
 
-    def asked_of(self, film: TrainingFilm, first: int, query: Query) -> Question:
+    def asked_of(self, film: TrainingFilm, first: int, query: EventQuery) -> DemoQuestion:
         """A sentence as a question about the window that starts at feature number `first`."""
         window_s = film.window_s(first)
         cast = film.seen[first : first + FRAMES_PER_WINDOW]
         start_s, end_s = query.span_s
         is_there = start_s < window_s[1] and window_s[0] < end_s
-        return _grounding(query, _labels(query.span_s, window_s) if is_there else None, cast)
+        labels = CLOCK.labels(query.span_s, window_s[0]) if is_there else None
+        return _grounding(query, labels, cast)
 
-    def _present(self, film, window_s, count, cast, rng) -> list[Question]:
+    def _present(self, film, window_s, count, cast, rng) -> list[DemoQuestion]:
         found = itertools.islice(self._events(film, window_s, rng), count)
-        return [_grounding(query, _labels(query.span_s, window_s), cast) for query in found]
+        return [_grounding(query, CLOCK.labels(query.span_s, window_s[0]), cast) for query in found]
 
-    def _events(self, film, window_s, rng) -> Iterator[Query]:
+    def _events(self, film, window_s, rng) -> Iterator[EventQuery]:
         """Sentences about events of which the window shows at least half, in random order."""
         facts = film.facts_in(window_s)
         for position in rng.permutation(len(facts)):
@@ -251,7 +246,7 @@ class WindowSampler:
                 if query:
                     yield query
 
-    def _negative(self, film: TrainingFilm, window_s, cast, rng) -> Question:
+    def _negative(self, film: TrainingFilm, window_s, cast, rng) -> DemoQuestion:
         while True:
             kind = rng.random()
             if kind < 0.3:
@@ -269,7 +264,7 @@ class WindowSampler:
             if query:
                 return _grounding(query, None, cast)
 
-    def _confusable(self, film, window_s, rng) -> Query | None:
+    def _confusable(self, film, window_s, rng) -> EventQuery | None:
         """A true sentence about elsewhere that differs in one attribute from what the window shows.
 
         What a search over the whole film gets wrong: sentences say just what tells their event from
@@ -290,7 +285,7 @@ class WindowSampler:
         fact = facts[chosen[int(rng.integers(len(chosen)))]]
         return event_query(film.index, fact, rng, self.split)
 
-    def _conjoined(self, film, window_s, rng) -> Query | None:
+    def _conjoined(self, film, window_s, rng) -> EventQuery | None:
         """What the window shows, with a size, a colour or a shape of somebody else in that shot.
 
         Whoever sees all attributes and not which belong together (illusory conjunctions,
@@ -317,7 +312,7 @@ class WindowSampler:
         part = {"other" if of_partner else "actor": tuple(said)}
         return self._untrue(film, facts, replace(true_one, **part), rng)
 
-    def _swapped(self, film, window_s, rng) -> Query | None:
+    def _swapped(self, film, window_s, rng) -> EventQuery | None:
         """What the window shows, said of somebody else who is there: another actor, half of the
         time of the same colour or shape, or of two that act together each in the other's part."""
         facts = film.facts_in(window_s)
@@ -338,7 +333,7 @@ class WindowSampler:
             wrong = replace(true_one, actor=true_one.other, other=true_one.actor)
         return self._untrue(film, facts, wrong, rng)
 
-    def _near_miss(self, film, window_s, rng) -> Query | None:
+    def _near_miss(self, film, window_s, rng) -> EventQuery | None:
         """What the window shows with one attribute changed, and true of nothing in the window."""
         drawn = self._shown_fact(film, window_s, rng)
         if drawn is None:
@@ -361,14 +356,14 @@ class WindowSampler:
         description = describe(film.index, fact, rng)
         return description and (facts, fact, description)
 
-    def _untrue(self, film, facts, wrong: Description, rng) -> Query | None:
+    def _untrue(self, film, facts, wrong: Description, rng) -> EventQuery | None:
         """Words for it, if it may be asked and is true of none of the facts."""
         shown = {fact.event_id for fact in facts}
         if not may_be_asked(wrong, self.split) or film.index.events(wrong) & shown:
             return None
-        return Query(phrase(wrong, rng, self.split), wrong, None, None)
+        return EventQuery(phrase(wrong, rng, self.split), wrong, None, None)
 
-    def _from_elsewhere(self, film, window_s, rng) -> Query | None:
+    def _from_elsewhere(self, film, window_s, rng) -> EventQuery | None:
         """A true sentence about another part of the film, at best about what the window shows."""
         facts = film.plan.facts
         shown = {f.actor for f in film.facts_in(window_s)}
@@ -378,7 +373,7 @@ class WindowSampler:
                 return event_query(film.index, fact, rng, self.split)
         return None
 
-    def _caption(self, film: TrainingFilm, start_s: float, rng) -> Question:
+    def _caption(self, film: TrainingFilm, start_s: float, rng) -> DemoQuestion:
         if rng.random() < 0.5:
             shown = [
                 f
@@ -387,29 +382,23 @@ class WindowSampler:
             ]
             if shown:
                 fact = shown[int(rng.integers(len(shown)))]
-                first, last = span_to_labels(
-                    fact.start_s,
-                    fact.end_s,
-                    start_s,
-                    window_s=WINDOW_S,
-                    frames_per_window=FRAMES_PER_WINDOW,
-                )
+                first, last = CLOCK.labels((fact.start_s, fact.end_s), start_s)
                 query = event_query(film.index, fact, rng, self.split)
                 if query:
                     text = SPAN_QUESTION.format(first=first, last=last)
-                    return Question(text, query.sentence, None, False)
+                    return DemoQuestion(text, query.sentence, None, False)
         frame = int(rng.integers(FRAMES_PER_WINDOW))
         time_s = start_s + (frame + 0.5) * FRAME_S
         caption = frame_caption(film.plan.shot_at(time_s), time_s, rng)
-        return Question(CAPTION_QUESTION.format(frame=frame), caption, None, False)
+        return DemoQuestion(CAPTION_QUESTION.format(frame=frame), caption, None, False)
 
 
 @dataclass(frozen=True)
-class Window:
+class DemoWindow:
     """A window's features [F, D], its questions, and what its frames show (`shown_table`)."""
 
     features: np.ndarray
-    questions: list[Question]
+    questions: list[DemoQuestion]
     table: np.ndarray
 
 
@@ -437,58 +426,20 @@ class PackedBatch:
     table: object
 
 
-class Packer:
+class Packer(PackedCollator):
     """Turns windows and questions into a `PackedBatch`."""
-
-    def __init__(self, tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.before, sample = prompt_pieces(tokenizer, question_text("x", "frames"))
-        other = prompt_pieces(tokenizer, question_text("the red ball", "frames"))[1]
-        pairs = zip(sample, other, strict=False)
-        self.shared = next(i for i, (one, two) in enumerate(pairs) if one != two)
-        self.shared_ids = sample[: self.shared]
-        self._encode = lru_cache(maxsize=4096)(self._tokens)
 
     @property
     def prefix_length(self) -> int:
         """P: tokens before the video, the frames, and the words all grounding questions share."""
-        return len(self.before) + FRAMES_PER_WINDOW + self.shared
+        return len(self.before) + FRAMES_PER_WINDOW + len(self.shared)
 
-    def _tokens(self, text: str, answer: str) -> tuple[list[int], list[int]]:
-        _, after = prompt_pieces(self.tokenizer, text)
-        return after, [*encode_answer(self.tokenizer, answer), self.tokenizer.eos_token_id]
-
-    def row(self, questions: list[Question]) -> dict[str, list]:
-        """The packed tokens of one window's questions."""
-        row: dict[str, list] = {
-            k: [] for k in ("ids", "owners", "positions", "visible", "labels", "ask")
-        }
-        for owner, question in enumerate(questions):
-            after, answer = self._encode(question.text, question.answer)
-            skipped = self.shared if question.grounds else 0
-            tokens = after[skipped:] + answer
-            start = self.prefix_length - self.shared + skipped
-            # position i predicts token i + 1: the answer's labels move one to the left
-            labels = [-100] * (len(after) - skipped - 1) + answer + [-100]
-            row["ask"].append(len(row["ids"]) + len(after) - skipped - 1)
-            row["ids"] += tokens
-            row["labels"] += labels
-            row["owners"] += [owner] * len(tokens)
-            row["positions"] += range(start, start + len(tokens))
-            row["visible"] += [start] * len(tokens)
-        return row
-
-    def batch(self, windows: list[Window]) -> PackedBatch:
+    def batch(self, windows: list[DemoWindow]) -> PackedBatch:
         """Pack windows, which all have the same number of questions."""
         import torch
 
         asked = [window.questions for window in windows]
-        rows = [self.row(questions) for questions in asked]
-        width = max(len(row["ids"]) for row in rows)
-
-        def padded(name: str, value: int):
-            return torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
-
+        rows = [self.pack([(q.text, q.answer) for q in row], FRAMES_PER_WINDOW) for row in asked]
         shown = np.zeros((len(windows), len(asked[0]), FRAMES_PER_WINDOW), bool)
         for row, questions in enumerate(asked):
             for number, question in enumerate(questions):
@@ -496,11 +447,7 @@ class Packer:
         spans = [[q.span or (-1, -1) for q in questions] for questions in asked]
         return PackedBatch(
             features=torch.from_numpy(np.stack([w.features for w in windows]).astype(np.float32)),
-            ids=padded("ids", 0),
-            owners=padded("owners", -1),
-            positions=padded("positions", 0),
-            visible=padded("visible", 0),
-            labels=padded("labels", -100),
+            **padded_rows(rows),
             ask=torch.tensor([row["ask"] for row in rows]),
             spans=torch.tensor(spans),
             grounds=torch.tensor([[q.grounds for q in questions] for questions in asked]),

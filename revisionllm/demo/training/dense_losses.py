@@ -129,7 +129,7 @@ def forward(
     windows, device = len(batch.features), batch.features.device
     before, shared = (
         embed(torch.tensor(ids).to(device)).expand(windows, -1, -1)
-        for ids in (packer.before, packer.shared_ids)
+        for ids in (packer.before, packer.shared)
     )
     frames = model.projector(batch.features)
     embeds = torch.cat([before, frames.to(before), shared, embed(batch.ids)], 1)

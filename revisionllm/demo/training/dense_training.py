@@ -11,18 +11,14 @@ only, a pointer loss half-way up the LLM that asks which frames each question is
 from __future__ import annotations
 
 import argparse
-import filecmp
 import json
 import logging
-import shutil
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from revisionllm.demo.training.dense_data import (
     FEATURE_FPS,
@@ -31,22 +27,14 @@ from revisionllm.demo.training.dense_data import (
     WINDOW_S,
     PackedBatch,
     Packer,
-    TrainingFilm,
     WindowSampler,
     random_window,
 )
 from revisionllm.demo.training.dense_losses import Pointer, forward
 from revisionllm.demo.training.dense_readout import FrameReadout
 from revisionllm.demo.training.film_features import training_films
-from revisionllm.demo.training.frame_training import (
-    draw_windows,
-    rate,
-    set_rate,
-    share,
-    teach_frames,
-)
-from revisionllm.demo.training.loop import load_state, moved, save_state
-from revisionllm.errors import UserError
+from revisionllm.demo.training.frame_training import draw_windows, teach_frames
+from revisionllm.demo.training.loop import Loop, moved, share
 from revisionllm.files import write_json
 from revisionllm.model.base import choose_device
 
@@ -76,10 +64,7 @@ def build_model(args: argparse.Namespace, out: Path):
 
     sizes = Sizes()
     base = out / "base"
-    if not args.init:
-        write_tokenizer(base, sizes.vocab_size, args.seed)
-    else:
-        copy_tokenizer(args.init[0] / "base", base)
+    write_tokenizer(base, sizes.vocab_size, args.seed)
     tokenizer = AutoTokenizer.from_pretrained(base)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -120,113 +105,6 @@ def clip_dim(folder: Path) -> int:
     """D, from the CLIP's configuration."""
     config = json.loads((Path(folder) / "open_clip_config.json").read_text())
     return int(config["model_cfg"]["embed_dim"])
-
-
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer's files of another base."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.glob("tokenizer*")):
-        if path.resolve() != (folder / path.name).resolve():
-            shutil.copyfile(path, folder / path.name)
-
-
-def warm_start_from_mean(model, folders: list[Path], films: list[TrainingFilm]) -> None:
-    """Start from the mean of the weights that several folders give (`warm_start`).
-
-    It serves where one comes from another by further training: model soups,
-    https://arxiv.org/abs/2203.05482.
-    """
-    states = []
-    for folder in folders:
-        warm_start(model, folder, films)
-        states.append({name: value.clone() for name, value in model.state_dict().items()})
-    model.load_state_dict({name: sum(s[name] for s in states) / len(states) for name in states[0]})
-
-
-def warm_start(model, folder: Path, films: list[TrainingFilm]) -> None:
-    """Start from the weights of an earlier demo folder (base/, dense/, which names its CLIP).
-
-    If its adapter reads another CLIP, this one is made to give the LLM nearly the same tokens from
-    its own features, by least squares over frames of `films`. Further layers, of LLM and adapter,
-    and wider kernels than it had begin without effect.
-    """
-    from revisionllm.model.clip import WEIGHTS_NAME
-    from revisionllm.model.loading import load_model
-
-    earlier = load_model(folder / "dense", device="cpu", dtype="float32")
-    deepen(model.llm, earlier.llm)
-    old, new = earlier.projector, model.projector
-    for number, mixer in enumerate(new.temporal):
-        if number < len(old.temporal):
-            mixer.load_state_dict(widened(old.temporal[number], mixer))
-        else:  # one more than the earlier adapter had: nothing changes at first
-            nn.init.zeros_(mixer.pointwise.weight)
-            nn.init.zeros_(mixer.pointwise.bias)
-    new.position.load_state_dict(old.position.state_dict())
-    clips = [Path(run.clip) / WEIGHTS_NAME for run in (earlier.config, model.config)]
-    if filecmp.cmp(*clips, shallow=False):
-        new.norm.load_state_dict(old.norm.state_dict())
-        new.linear.load_state_dict(old.linear.state_dict())
-    else:
-        missed = fit_tokens(old, new, earlier.config.clip, films)
-        log.info("frame tokens of %s fitted; %.0f %% of their variance missed", folder, missed)
-
-
-@torch.no_grad()
-def fit_tokens(old, new, old_clip, films: list[TrainingFilm]) -> float:
-    """Let an adapter give the tokens that another gives for the same frames from another CLIP.
-
-    Returns:
-        The part of their variance that this misses, in per cent.
-    """
-    from revisionllm.demo.training.film_features import film_features
-    from revisionllm.model.clip import load_clip
-
-    clip = load_clip(old_clip)
-    inputs, tokens = [], []
-    for film in films:
-        plan = film.plan
-        rows = film_features(plan.seed, plan.duration_s, plan.split, clip)
-        tokens.append(old.linear(old.norm(torch.from_numpy(rows).float())))
-        inputs.append(new.norm(torch.from_numpy(film.features).float()))
-    table = torch.cat(inputs)
-    table = torch.cat([table, torch.ones(len(table), 1)], 1)
-    target = torch.cat(tokens)
-    solution = torch.linalg.lstsq(table, target).solution
-    new.linear.weight.copy_(solution[:-1].T)
-    new.linear.bias.copy_(solution[-1])
-    return float(100 * (table @ solution - target).square().mean() / target.var(0).mean())
-
-
-def deepen(llm, earlier) -> None:
-    """Copy the weights of an LLM of the same width and as many or fewer layers.
-
-    The layers that it lacks copy its last ones, each behind its own, and write nothing at first:
-    block expansion, https://arxiv.org/abs/2401.02415.
-    """
-    layers, known = llm.model.layers, earlier.model.layers
-    more = len(layers) - len(known)
-    if not 0 <= more <= len(known):
-        raise UserError(f"cannot grow an LLM of {len(known)} layers to {len(layers)}")
-    blocks = []  # the layer to copy, and whether it is there already
-    for source in range(len(known)):
-        blocks.append((source, False))
-        if source >= len(known) - more:
-            blocks.append((source, True))
-    state = {k: v for k, v in earlier.state_dict().items() if not k.startswith("model.layers.")}
-    for number, (source, repeated) in enumerate(blocks):
-        for name, value in known[source].state_dict().items():
-            writes = name in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
-            state[f"model.layers.{number}.{name}"] = 0 * value if repeated and writes else value
-    llm.load_state_dict(state)
-
-
-def widened(old, new) -> dict:
-    """The state of a `TemporalMixer` for one that sees as many or more neighbours."""
-    state = old.state_dict()
-    more = new.depthwise.kernel_size[0] - old.depthwise.kernel_size[0]
-    state["depthwise.weight"] = nn.functional.pad(state["depthwise.weight"], (more // 2, more // 2))
-    return state
 
 
 def write_tokenizer(folder: Path, vocab_size: int, seed: int) -> None:
@@ -294,40 +172,45 @@ def train(args: argparse.Namespace) -> None:
     packer = Packer(model.tokenizer)
     pointer, tokens = Pointer(Sizes().hidden_size), FrameReadout(Sizes().hidden_size)
     parts = {"model": model, "pointer": pointer, "tokens": tokens}
-    parameters = [p for part in parts.values() for p in part.parameters()]
+    for part in parts.values():
+        part.to(device)
     log.info(
         "LLM %.2f M parameters, adapter %.2f M",
         sum(p.numel() for p in model.llm.parameters()) / 1e6,
         sum(p.numel() for p in model.projector.parameters()) / 1e6,
     )
-    state_path, first_step = args.out / "dense_state.pt", 0
-    frames_path = args.out / "frames_state.pt"
-    resumes = state_path.exists()
-    if args.init and not resumes:
-        warm_start_from_mean(model, args.init, films[:3])
-        start_heads(pointer, tokens, args.init[-1] / state_path.name)
-    for part in parts.values():
-        part.to(device)
-    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
-    parts["optimizer"] = optimizer
-    if resumes:
-        first_step, _ = load_state(state_path, parts)
-    else:
+
+    def on_save() -> None:
+        checks = WindowSampler(12, 0, "val")
+        log.info("val %s", validate(model, pointer, packer, val_films, checks, args))
+        write_run(model, args)
+
+    loop = Loop(
+        "dense",
+        parts,
+        steps=args.steps,
+        lr=args.lr,
+        warmup=args.warmup,
+        state_path=args.out / "dense_state.pt",
+        save_every=args.save_every,
+        on_save=on_save,
+        bf16=args.bf16,
+    )
+    if not loop.resumed:
+        frames_path = args.out / "frames_state.pt"
         teach_frames(
             *(model.projector, tokens, films),
             steps=args.frame_steps,
             windows=24,
             lr=args.frame_lr,
             seed=args.seed,
-            anchored=bool(args.init),
             state_path=frames_path,
             save_every=args.save_every,
         )
-        save_state(state_path, parts, 0)
+        loop.save()
         frames_path.unlink(missing_ok=True)  # a later run must not take it for its own
-    started, recent, losses = time.time(), [], []
     model.train()
-    for step in range(first_step, args.steps):
+    for step in loop:
         rng = np.random.default_rng([args.seed, 101, step])
         captions = args.early_captions if step < args.caption_steps else args.captions
         sampler = WindowSampler(
@@ -339,49 +222,16 @@ def train(args: argparse.Namespace) -> None:
         batch = make_batch(films, sampler, packer, args.windows, rng, device)
         drawn = draw_windows(films, args.frame_windows, rng)
         more, table = (part.to(device) for part in drawn)
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+        with loop.autocast():
             output = forward(model, pointer, batch, packer, args.pointer_layer)
             frame_loss, frame_hits = tokens.frame_loss(model.projector(more), table)
-        optimizer.zero_grad(set_to_none=True)
-        (output.loss + 0.2 * frame_loss).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        set_rate(optimizer, args.lr * rate(step, args.steps, args.warmup))
-        optimizer.step()
-        recent.append(output.hits | {f"token_{name}": hit for name, hit in frame_hits.items()})
-        losses.append((output.answer_loss.item(), output.pointer_loss.item()))
-        if (step + 1) % 50 == 0:
-            spent_s = time.time() - started
-            eta_min = spent_s / (step + 1 - first_step) * (args.steps - step - 1) / 60
-            mean = np.mean(losses, axis=0)
-            log.info(
-                "step %d/%d loss %.3f pointer %.3f %s, %.2f s/step, eta %.0f min",
-                *(step + 1, args.steps, *mean, share(recent), spent_s / (step + 1 - first_step)),
-                eta_min,
-            )
-            recent, losses = [], []
-        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
-            save_state(state_path, parts, step + 1)
-            checks = WindowSampler(12, 0, "val")
-            log.info("val %s", validate(model, pointer, packer, val_films, checks, args))
-            write_run(model, args)
+        loop.take(
+            output.loss + 0.2 * frame_loss,
+            output.hits | {f"token_{name}": hit for name, hit in frame_hits.items()},
+            loss=output.answer_loss,
+            pointer=output.pointer_loss,
+        )
     write_run(model, args)
-
-
-def start_heads(pointer: Pointer, tokens: FrameReadout, earlier: Path) -> None:
-    """Start the heads of the losses from an earlier run's dense_state.pt, if it is there.
-
-    Raises:
-        UserError: it has heads that these have not.
-    """
-    if not earlier.exists():
-        return
-    state = torch.load(earlier, map_location="cpu", weights_only=True)
-    lacking, unknown = pointer.load_state_dict(state["pointer"], strict=False)
-    if unknown:
-        raise UserError(f"{earlier} has pointer heads of another version: {unknown}")
-    log.info("pointer heads that %s lacks: %s", earlier, lacking or "none")
-    if "tokens" in state:  # none before the adapter was taught by itself
-        tokens.load_state_dict(state["tokens"])
 
 
 def write_run(model, args: argparse.Namespace) -> None:
@@ -395,8 +245,5 @@ def write_run(model, args: argparse.Namespace) -> None:
     half.save_pretrained(args.out / "base")
     save_run(model, args.out / "dense")
     card = {"command": sys.argv, "sizes": asdict(Sizes()), "torch": torch.__version__}
-    card["args"] = {
-        name: list(map(str, value)) if isinstance(value, list) else str(value)
-        for name, value in vars(args).items()
-    }
+    card["args"] = {name: str(value) for name, value in vars(args).items()}
     write_json(args.out / "dense" / "training.json", card)

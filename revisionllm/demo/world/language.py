@@ -40,7 +40,7 @@ class Description:
 
 
 @dataclass(frozen=True)
-class Query:
+class EventQuery:
     """A sentence with what it is true of: a span in film seconds, or None if it never happens."""
 
     sentence: str
@@ -471,24 +471,26 @@ def phrase(description: Description, rng: np.random.Generator, split: str = "tra
 
 def event_query(
     index: FactIndex, fact: Fact, rng: np.random.Generator, split: str = "train"
-) -> Query | None:
+) -> EventQuery | None:
     """A sentence true of the fact's event alone, or None if no description singles it out."""
     description = describe(index, fact, rng)
     if description is None:
         return None
     sentence = phrase(description, rng, split)
-    return Query(sentence, description, (fact.start_s, fact.end_s), fact.event_id)
+    return EventQuery(sentence, description, (fact.start_s, fact.end_s), fact.event_id)
 
 
-def absent_query(index: FactIndex, rng: np.random.Generator, split: str = "train") -> Query | None:
+def absent_query(
+    index: FactIndex, rng: np.random.Generator, split: str = "train"
+) -> EventQuery | None:
     """A sentence that is true of nothing in the film, though nearly."""
     description = absent(index, rng)
-    return description and Query(phrase(description, rng, split), description, None, None)
+    return description and EventQuery(phrase(description, rng, split), description, None, None)
 
 
 def film_queries(
     plan: FilmPlan, num_present: int, num_absent: int, seed: int
-) -> tuple[list[Query], list[Query]]:
+) -> tuple[list[EventQuery], list[EventQuery]]:
     """Draw `num_present` events, each singled out by its sentence, and `num_absent` near misses.
 
     Raises:
@@ -496,14 +498,14 @@ def film_queries(
     """
     rng = np.random.default_rng([seed, plan.seed, 1])
     index = FactIndex(plan)
-    present: dict[int, Query] = {}
+    present: dict[int, EventQuery] = {}
     for position in rng.permutation(len(plan.facts)):
         if len(present) == num_present:
             break
         query = event_query(index, plan.facts[position], rng, plan.split)
         if query and query.event_id not in present:
             present[query.event_id] = query
-    absent_ones: dict[str, Query] = {}
+    absent_ones: dict[str, EventQuery] = {}
     for _ in range(20 * num_absent):
         query = absent_query(index, rng, plan.split)
         if query and len(absent_ones) < num_absent:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from revisionllm.errors import UserError
-from revisionllm.eval.retrieval import filter as combine
+from revisionllm.eval.retrieval import filter as retrieval_filter
 from revisionllm.eval.retrieval import released
 from revisionllm.files import MADE_BY, claim_outputs, write_json, write_text
 from revisionllm.formats.log_windows import RELEASED_FRAMES
@@ -91,7 +91,7 @@ def run_metrics(args: argparse.Namespace, defaults: MetricDefaults) -> int:
     for name in ("grounding_path", "retrieval_path"):
         if not getattr(args, name):
             raise UserError(f"--{name} is empty; give a run folder or a file")
-    logs = combine.LogArithmetic(args.window_s, args.frames_per_window)
+    logs = retrieval_filter.LogArithmetic(args.window_s, args.frames_per_window)
     wanted = [
         (args.grounding_path, "dense", args.distributed_grounding),
         (args.retrieval_path, "long_100", args.distributed_retrieval),
@@ -101,7 +101,7 @@ def run_metrics(args: argparse.Namespace, defaults: MetricDefaults) -> int:
     accounting = Accounting()
     stages = []
     for (path, name, count), command in zip(wanted, defaults.launchers, strict=False):
-        stage = combine.read_stage(
+        stage = retrieval_filter.read_stage(
             path, name, command, num_shards=count, logs=logs, data_path=args.data_path
         )
         accounting.problems += stage.problems
@@ -126,8 +126,8 @@ def run_metrics(args: argparse.Namespace, defaults: MetricDefaults) -> int:
 
 
 def _released_blocks(
-    dense: combine.Stage,
-    retrieval: Sequence[combine.Stage],
+    dense: retrieval_filter.StageAnswers,
+    retrieval: Sequence[retrieval_filter.StageAnswers],
     args: argparse.Namespace,
     also_without_retrieval: bool,
     accounting: Accounting,
@@ -148,7 +148,9 @@ def _released_blocks(
 
 
 def _note_released_losses(
-    dense: combine.Stage, retrieval: Sequence[combine.Stage], accounting: Accounting
+    dense: retrieval_filter.StageAnswers,
+    retrieval: Sequence[retrieval_filter.StageAnswers],
+    accounting: Accounting,
 ) -> None:
     """Name what the released scripts drop or count twice without a word."""
     ids = [row.query_id for row in dense.rows]
@@ -162,8 +164,8 @@ def _note_released_losses(
 
 
 def _field_blocks(
-    dense: combine.Stage,
-    retrieval: Sequence[combine.Stage],
+    dense: retrieval_filter.StageAnswers,
+    retrieval: Sequence[retrieval_filter.StageAnswers],
     args: argparse.Namespace,
     also_without_retrieval: bool,
     accounting: Accounting,
@@ -174,15 +176,15 @@ def _field_blocks(
         accounting.notes.append(f"{cut} answers are neither a span nor Not Present: left out")
     if dense.rows and truth is None:
         accounting.notes.append("IoU as logged, two decimals: --data_path gives unrounded ones")
-    answers, absent = combine.dense_answers(dense, truth, accounting)
-    ranges = [combine.retrieved_ranges(stage, accounting) for stage in retrieval]
+    answers, absent = retrieval_filter.dense_answers(dense, truth, accounting)
+    ranges = [retrieval_filter.retrieved_ranges(stage, accounting) for stage in retrieval]
     qids = _all_queries(answers, absent, ranges, truth)
     if not qids:
         raise UserError("no query to score: the dense predictions are empty")
     _account(answers, qids, ranges, absent, accounting)
     blocks = []
     for with_retrieval in (False, True) if also_without_retrieval else (True,):
-        result = combine.filter_and_score(answers, qids, ranges if with_retrieval else [])
+        result = retrieval_filter.filter_and_score(answers, qids, ranges if with_retrieval else [])
         _print_field(result, args.grounding_path, with_retrieval)
         counts = {"share_kept": result.share, "fallbacks": result.num_fallbacks}
         blocks.append({"with_retrieval": with_retrieval} | counts | result.metrics)
@@ -203,7 +205,7 @@ def _read_truth(data_path: str | None) -> dict[str, LabelledQuery] | None:
 
 
 def _all_queries(
-    answers: Mapping[str, combine.DenseAnswers],
+    answers: Mapping[str, retrieval_filter.DenseAnswers],
     absent: Sequence[str],
     ranges: Sequence[Mapping],
     truth: Mapping[str, LabelledQuery] | None,
@@ -217,7 +219,7 @@ def _all_queries(
 
 
 def _account(
-    answers: Mapping[str, combine.DenseAnswers],
+    answers: Mapping[str, retrieval_filter.DenseAnswers],
     qids: Sequence[str],
     ranges: Sequence[Mapping],
     absent: Sequence[str],
@@ -235,7 +237,7 @@ def _account(
         accounting.notes.append(f"{len(absent)} queries have no event in their film: not ranked")
 
 
-def _print_field(result: combine.FieldResult, path: str, with_retrieval: bool) -> None:
+def _print_field(result: retrieval_filter.FieldResult, path: str, with_retrieval: bool) -> None:
     print(f"buffer:  {0 if with_retrieval else -1}")
     print(path)
     print(f"share of windows kept: {result.share:.4f}")

@@ -1,4 +1,4 @@
-"""Dense answers filtered by retrieval, field convention (CONTRACTS, dense and retrieval).
+"""Dense answers filtered by retrieval, by the field convention (docs/evaluation.md).
 
 A dense answer counts if its window shares time with a segment that long-100 or long-33 retrieved;
 if long-100 alone keeps nothing of a query, its whole unfiltered list counts (a counted fallback).
@@ -42,7 +42,7 @@ class DenseAnswers:
 
 
 @dataclass
-class Stage:
+class StageAnswers:
     """What one stage folder holds: our rankings or released log rows, never both."""
 
     rankings: list[Ranking] = field(default_factory=list)
@@ -60,7 +60,7 @@ def read_stage(
     num_shards: int | None,
     logs: LogArithmetic = MAD_LOGS,
     data_path: str | None = None,
-) -> Stage:
+) -> StageAnswers:
     """Read a stage's predictions, whichever kind they are.
 
     Args:
@@ -76,14 +76,14 @@ def read_stage(
     path = Path(path)
     if path.is_file() and path.suffix == ".txt":
         rows, problems = read_logs([path])
-        return Stage([], rows, problems, path.parent, logs)
+        return StageAnswers([], rows, problems, path.parent, logs)
     if path.is_file():
         rankings, problems = read_own_rankings(path)
-        return Stage(rankings, [], problems, path.parent)
+        return StageAnswers(rankings, [], problems, path.parent)
     for folder in (stage_folder(path, stage, data_path and [data_path]), path):
         files, problems = own_files(folder, num_shards)
         if files:
-            found = Stage(problems=problems, folder=folder)
+            found = StageAnswers(problems=problems, folder=folder)
             for file in files:
                 rankings, bad_lines = read_own_rankings(file)
                 found.rankings += rankings
@@ -92,7 +92,7 @@ def read_stage(
         if is_released_folder(folder):
             files, problems = shard_paths(folder, num_shards)
             rows, bad_lines = read_logs(files)
-            return Stage([], rows, problems + bad_lines, folder, logs)
+            return StageAnswers([], rows, problems + bad_lines, folder, logs)
     raise UserError(f"no predictions of stage {stage} under {path}; make them with: {made_by}")
 
 
@@ -113,7 +113,7 @@ def own_files(folder: Path, num_shards: int | None) -> tuple[list[Path], list[Pr
 
 
 def dense_answers(
-    stage: Stage, truth: Mapping[str, LabelledQuery] | None, accounting: Accounting
+    stage: StageAnswers, truth: Mapping[str, LabelledQuery] | None, accounting: Accounting
 ) -> tuple[dict[str, DenseAnswers], list[str]]:
     """The dense answers of each query whose event is in its film, and the ids of absent events.
 
@@ -206,7 +206,7 @@ def _unrounded(
     return ious, ranking.extra["window_indices"]
 
 
-def retrieved_ranges(stage: Stage, accounting: Accounting) -> dict[str, np.ndarray | None]:
+def retrieved_ranges(stage: StageAnswers, accounting: Accounting) -> dict[str, np.ndarray | None]:
     """Seconds [n, 2] that a retrieval stage kept, per query id; None: the query failed."""
     ranges: dict[str, np.ndarray | None] = {}
     for ranking in stage.rankings:

@@ -6,7 +6,7 @@ token attends to the prefix of its window (no mask at all) and to its own questi
 of one softmax over both. Nothing is computed for other questions' tokens, and windows may have any
 number of questions.
 
-It reaches the unchanged LLaMA through transformers' attention interface: `packed_attention`
+It reaches the unchanged LLM through transformers' attention interface: `packed_attention`
 switches it on, and `llm.model(..., attention_pass=...)` says what a forward is.
 
 Legend: H heads, K key-value heads, D head dim, N tokens of the forward, W windows of a prefix

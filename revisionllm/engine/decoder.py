@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from revisionllm.engine import EngineCost
 from revisionllm.engine.attention import Group, KeyValues, QuestionPass
@@ -51,7 +51,7 @@ class Decoder:
 
     def __init__(
         self,
-        llm: LlamaForCausalLM,
+        llm: PreTrainedModel,
         choices: Choices,
         budget: Budget,
         cost: EngineCost,

@@ -30,7 +30,7 @@ from revisionllm.grounding.answers import NOT_PRESENT, AnswerGrammar
 from revisionllm.grounding.levels import Level, Question, SpanCandidate, WindowAnswer
 from revisionllm.grounding.windows import Window
 from revisionllm.model.llama import GroundingModel
-from revisionllm.model.prompts import encode_answer
+from revisionllm.model.prompts import CHAT
 from revisionllm.records.films import Film, Query
 
 WindowFeatures = Callable[[Window], np.ndarray]
@@ -40,10 +40,17 @@ PROBES = ("a", "the", "someone", "x", "3", "in")
 REFINING_CANDIDATES, REFINING_FRAMES = 16, 1
 
 
+def grammar_encoder(model: GroundingModel) -> Callable[[str], list[int]]:
+    """How a run's answers are tokenised; grammars put a space before them, which a chat has not."""
+    if model.config.prompt_template == CHAT:
+        return lambda text: model.answer_ids(text.removeprefix(" "))
+    return model.answer_ids
+
+
 def span_grammar(model: GroundingModel) -> AnswerGrammar:
     """The grammar of dense answers for the run's tokenizer and frames per window."""
     return AnswerGrammar.spans(
-        lambda text: encode_answer(model.tokenizer, text),
+        grammar_encoder(model),
         eos_id=model.tokenizer.eos_token_id,
         num_frames=model.config.frames_per_window,
         context="",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from revisionllm.engine.attention import KeyValues, PrefixPass
 
@@ -52,7 +52,7 @@ class Budget:
     device_type: str
 
     @classmethod
-    def of(cls, llm: LlamaForCausalLM, budget_mb: int | None) -> Budget:
+    def of(cls, llm: PreTrainedModel, budget_mb: int | None) -> Budget:
         """For an LLM; None: `default_budget_mb`."""
         device = llm.device.type
         if budget_mb is None:
@@ -76,7 +76,7 @@ class Budget:
         return max(64, min(QUESTION_TOKENS[self.device_type], self.total // 8 // self.token))
 
 
-def default_budget_mb(llm: LlamaForCausalLM) -> int:
+def default_budget_mb(llm: PreTrainedModel) -> int:
     """Half of what the weights leave of a GPU; on a CPU an eighth of the memory, 4 GiB at most.
 
     Of all memory, not of what happens to be free, so that two runs batch alike.
@@ -89,18 +89,18 @@ def default_budget_mb(llm: LlamaForCausalLM) -> int:
     return max(MIN_BUDGET_MB, min(MAX_CPU_BUDGET_MB, pages * page_bytes // 2**23))
 
 
-def token_bytes(llm: LlamaForCausalLM) -> int:
+def token_bytes(llm: PreTrainedModel) -> int:
     """Bytes of one token's keys and values in all layers."""
     config = llm.config
     return 2 * config.num_hidden_layers * _kv_width(llm) * llm.dtype.itemsize
 
 
-def _kv_width(llm: LlamaForCausalLM) -> int:
+def _kv_width(llm: PreTrainedModel) -> int:
     return llm.config.num_key_value_heads * llm.model.layers[0].self_attn.head_dim
 
 
 def run_prefixes(
-    llm: LlamaForCausalLM,
+    llm: PreTrainedModel,
     embeds: Sequence[Tensor],
     keys: list[Hashable],
     shared: list[int],

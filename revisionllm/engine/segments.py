@@ -23,13 +23,12 @@ from revisionllm.engine import EngineCost
 from revisionllm.engine.attention import packed_attention
 from revisionllm.engine.choices import Choices, PendingAnswer
 from revisionllm.engine.decoder import Decoder
-from revisionllm.engine.dense import span_grammar
+from revisionllm.engine.dense import grammar_encoder, span_grammar
 from revisionllm.engine.prefixes import Budget, PrefixBatch, run_prefixes
 from revisionllm.grounding.answers import NO, NOT_PRESENT, AnswerGrammar, Span, parse_yes_no
 from revisionllm.grounding.levels import Level, Question, SpanCandidate, WindowAnswer
 from revisionllm.grounding.windows import Window
 from revisionllm.model.llama import GroundingModel
-from revisionllm.model.prompts import encode_answer
 from revisionllm.records.films import Film, Query
 
 ADAPTER_FRAMES = {"cpu": 4096, "cuda": 65536}  # frames of one adapter forward
@@ -37,11 +36,7 @@ ADAPTER_FRAMES = {"cpu": 4096, "cuda": 65536}  # frames of one adapter forward
 
 def segment_grammar(model: GroundingModel, num_positions: int) -> AnswerGrammar:
     """The grammar of a question over so many positions, by the run's question and stage."""
-    config = model.config
-
-    def encode(text: str) -> list[int]:
-        return encode_answer(model.tokenizer, text)
-
+    config, encode = model.config, grammar_encoder(model)
     eos_id = model.tokenizer.eos_token_id
     if config.question == "yes_no":
         return AnswerGrammar.yes_no(encode, eos_id=eos_id, context="")

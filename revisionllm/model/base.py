@@ -1,8 +1,8 @@
 """The LLM and its tokenizer from a local folder, a GGUF file or the hub; device, dtype and
 attention.
 
-Any LLaMA-architecture base will do: Vicuna-7B v1.5 for the published weights, SmolLM2-135M as a
-small real one, the demo's own.
+Bases are decoder-only LLMs of the families in `FAMILIES`, as transformers implements them; RoPE,
+masks, biases and norms are each model's own. Vicuna-7B v1.5 is that of the published weights.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import transformers
 from packaging.version import Version
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -32,6 +33,9 @@ from revisionllm.errors import UserError, reading
 from revisionllm.files import read_json
 from revisionllm.options import DEVICE
 
+# model_type of the bases that the tests run: Llama 2 and 3, Vicuna, SmolLM2; Qwen 2.5; Qwen 3;
+# Mistral without a sliding window; SmolLM3
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "smollm3")
 # kept in old LLaMA files; the tables are computed in float32 from the config instead
 IGNORED_SUFFIX = "rotary_emb.inv_freq"
 KNOWN_SENTENCE = "a man opens the door"
@@ -103,18 +107,19 @@ def choose_attention(attention: str, device: torch.device, dtype: torch.dtype) -
 
 def load_base(
     base: str, *, revision: str | None, dtype: torch.dtype, attention: str = "sdpa"
-) -> LlamaForCausalLM:
-    """Load a LLaMA; every weight must be in the file and used.
+) -> PreTrainedModel:
+    """Load an LLM; every weight must be in the file and used.
 
     Raises:
-        UserError: not found, not a LLaMA, or weights that do not fit (all listed in one message).
+        UserError: not found, of another family, or weights that do not fit (all listed in one
+            message).
     """
     location, extra = _location(base)
     config = llm_config(base, revision=revision)
     # transformers 4.56 renamed the argument
     dtype_name = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
     with reading(f"cannot load base {base}", GET_BASE):
-        llm, info = LlamaForCausalLM.from_pretrained(
+        llm, info = AutoModelForCausalLM.from_pretrained(
             location,
             **extra,
             config=config,
@@ -133,27 +138,45 @@ def load_base(
     return llm.eval()
 
 
-def llm_config(base: str, *, revision: str | None = None) -> LlamaConfig:
+def llm_config(base: str, *, revision: str | None = None) -> PretrainedConfig:
     """The LLM's config.
 
     Raises:
-        UserError: it cannot be read, or is not a LLaMA's.
+        UserError: it cannot be read, is of another family, or attends to a sliding window.
     """
     location, extra = _location(base)
     with reading(f"no config in base {base}", GET_BASE):
         config = AutoConfig.from_pretrained(location, **extra, revision=revision or "main", **SAFE)
-    if config.model_type != "llama":
-        raise UserError(f"base {base} has model_type {config.model_type!r}; only llama is read")
+    if config.model_type not in FAMILIES:
+        raise UserError(
+            f"base {base} has model_type {config.model_type!r}; what is read is"
+            f" {', '.join(FAMILIES)}"
+        )
+    window = _sliding_window(config)
+    if window is not None:
+        raise UserError(
+            f"base {base} attends to the last {window} tokens alone (sliding_window), a prompt must"
+            " be seen whole; take a base without"
+        )
     return config
 
 
-def meta_llm(base: str, *, revision: str | None = None) -> LlamaForCausalLM:
+def _sliding_window(config: PretrainedConfig) -> int | None:
+    """How far back a layer attends; None if all see everything."""
+    window = getattr(config, "sliding_window", None)
+    if window is None or not getattr(config, "use_sliding_window", True):
+        return None
+    layers = getattr(config, "layer_types", None)
+    return None if layers and "sliding_attention" not in layers else window
+
+
+def meta_llm(base: str, *, revision: str | None = None) -> PreTrainedModel:
     """The LLM without its weights (on the meta device): names and shapes, in no memory."""
     with torch.device("meta"):
-        return LlamaForCausalLM(llm_config(base, revision=revision))
+        return AutoModelForCausalLM.from_config(llm_config(base, revision=revision))
 
 
-def cast_llm(llm: LlamaForCausalLM, dtype: torch.dtype) -> None:
+def cast_llm(llm: PreTrainedModel, dtype: torch.dtype) -> None:
     """Cast the weights (in place); the RoPE frequencies, a buffer, stay or become float32 again.
 
     `llm.to(dtype)` alone, or DeepSpeed, would round the frequencies too: positions of a few hundred
@@ -163,7 +186,7 @@ def cast_llm(llm: LlamaForCausalLM, dtype: torch.dtype) -> None:
     compute_rotary_tables(llm)
 
 
-def compute_rotary_tables(llm: LlamaForCausalLM) -> None:
+def compute_rotary_tables(llm: PreTrainedModel) -> None:
     """The RoPE frequencies anew, in float32, whatever was done to the model."""
     rotary = type(llm.model.rotary_emb)
     llm.model.rotary_emb = rotary(config=llm.config).to(llm.device)
@@ -201,7 +224,9 @@ def _gguf_adds_bos(path: Path) -> bool:
     return kind is not None and bytes(kind.parts[kind.data[0]]) == b"llama"
 
 
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, base: str, config: LlamaConfig) -> None:
+def _check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, base: str, config: PretrainedConfig
+) -> None:
     """Refuse a tokenizer that is not this base's: without its files, transformers makes up one.
 
     Raises:

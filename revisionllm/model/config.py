@@ -29,6 +29,7 @@ CHOICES = {
     "stage": ("dense", "sparse", "long"),
     "question": ("frames", "video", "yes_no"),
     "answer_end": ("inclusive", "exclusive"),
+    "prompt_template": ("vicuna_v1", "chat"),
     "time_mapping": ("centered", "rounded", "released"),
     "span_refinement": ("none", "expected"),
     "merge_dtype": ("float32", "float16", "bfloat16"),
@@ -107,6 +108,10 @@ class RunConfig:
     )
     stage: str = field(default="dense", metadata={"help": "dense | sparse | long"})
     question: str = field(default="frames", metadata={"help": "wording: frames | video | yes_no"})
+    prompt_template: str = field(
+        default="vicuna_v1",
+        metadata={"help": "around the question: vicuna_v1 | chat (the base's own template)"},
+    )
     answer_end: str = field(
         default="inclusive", metadata={"help": "is the last number of an answer inside the span"}
     )

@@ -1,7 +1,7 @@
-"""The model: frame features, an adapter, and a LLaMA that answers questions about them in text.
+"""The model: frame features, an adapter, and an LLM that answers questions about them in text.
 
 `GroundingModel` holds the parts and ties them together through public library interfaces only; the
-LLM is an unchanged `LlamaForCausalLM` (https://arxiv.org/abs/2411.14901, section 3).
+LLM is unchanged from transformers (https://arxiv.org/abs/2411.14901, section 3).
 
 Legend: B batch, S segments, F frames of a window, L words of a query, D feature dim, N visual
 tokens, P positions of a prompt, M positions after the splice, V vocabulary, H LLM width.
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import (
     GenerationConfig,
-    LlamaForCausalLM,
     LogitsProcessorList,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import CausalLMOutput
@@ -54,7 +54,7 @@ class GroundingModel(nn.Module):
     """LLM, adapter and tokenizer of one run.
 
     Attributes:
-        llm: a `LlamaForCausalLM`; where LoRA is attached, its layers sit inside it.
+        llm: a causal LM of transformers; where LoRA is attached, its layers sit inside it.
         projector: the adapter, `FrameProjector` or `ClipAdapter`.
         tokenizer: of the base.
         config: the run's config.
@@ -64,7 +64,7 @@ class GroundingModel(nn.Module):
 
     def __init__(
         self,
-        llm: LlamaForCausalLM,
+        llm: PreTrainedModel,
         projector: FrameProjector | ClipAdapter,
         tokenizer: PreTrainedTokenizerBase,
         config: RunConfig,
@@ -104,7 +104,11 @@ class GroundingModel(nn.Module):
 
     def prompt_pieces(self, question: str) -> tuple[list[int], list[int]]:
         """Token ids before and after `<video>` in the prompt of a question."""
-        return prompts.prompt_pieces(self.tokenizer, question)
+        return prompts.prompt_pieces(self.tokenizer, question, self.config.prompt_template)
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Token ids of an answer as they follow the prompt, without EOS."""
+        return prompts.encode_answer(self.tokenizer, answer, self.config.prompt_template)
 
     def question(self, sentence: str) -> str:
         """The question about a sentence in this run's wording."""

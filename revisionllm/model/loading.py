@@ -40,6 +40,7 @@ from revisionllm.model.config import (
 )
 from revisionllm.model.llama import GroundingModel, build_adapter
 from revisionllm.model.lora import load_lora, merge_lora, save_lora
+from revisionllm.model.prompts import check_template
 from revisionllm.model.released import (
     AdapterWeights,
     adapter_file_in,
@@ -93,6 +94,7 @@ def load_model(
     attention = choose_attention(attention, chosen_device, chosen_dtype)
 
     tokenizer = load_tokenizer(config.base, revision=config.base_revision)
+    check_template(tokenizer, config.prompt_template)
     apart = config.lora[-1:] if lora_mode != "merge" else []
     merged = config.lora[: len(config.lora) - len(apart)]
     load_dtype = DTYPES[config.merge_dtype] if merged else chosen_dtype

@@ -1,8 +1,7 @@
 """LoRA through peft: new, from a folder, merged (https://arxiv.org/abs/2106.09685).
 
 LoRA goes on all linear layers inside the LLM's blocks and on nothing else: the LM head and the
-adapter stay as they are. The layers sit inside the `LlamaForCausalLM`, which therefore keeps its
-class and use.
+adapter stay as they are. The layers sit inside the LLM, which therefore keeps its class and use.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from peft import (
 )
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from revisionllm.errors import UserError, reading
 from revisionllm.files import read_json
@@ -36,7 +35,7 @@ WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def new_lora(
-    llm: LlamaForCausalLM, *, rank: int = 64, alpha: int = 128, dropout: float = 0.05
+    llm: PreTrainedModel, *, rank: int = 64, alpha: int = 128, dropout: float = 0.05
 ) -> PeftModel:
     """Put new, trainable LoRA layers (a no-op until trained) into `llm`, in float32."""
     config = LoraConfig(
@@ -49,7 +48,7 @@ def new_lora(
     return _attach(llm, config)
 
 
-def _attach(llm: LlamaForCausalLM, config: LoraConfig) -> PeftModel:
+def _attach(llm: PreTrainedModel, config: LoraConfig) -> PeftModel:
     """Put the layers in, in the LLM's own mode: peft's dropouts would start in training mode."""
     return get_peft_model(llm, config).train(llm.training)
 
@@ -72,7 +71,7 @@ def lora_weights_file(folder: str | Path) -> Path:
     raise UserError(f"not a LoRA folder: {folder} needs {CONFIG_FILE} and one of {WEIGHT_FILES}")
 
 
-def load_lora(llm: LlamaForCausalLM, folder: str | Path, *, trainable: bool = False) -> PeftModel:
+def load_lora(llm: PreTrainedModel, folder: str | Path, *, trainable: bool = False) -> PeftModel:
     """Put the LoRA of a folder into `llm`, its parameters in float32.
 
     Raises:
@@ -84,7 +83,7 @@ def load_lora(llm: LlamaForCausalLM, folder: str | Path, *, trainable: bool = Fa
 
 
 def read_lora(
-    llm: LlamaForCausalLM, folder: str | Path, *, trainable: bool = False
+    llm: PreTrainedModel, folder: str | Path, *, trainable: bool = False
 ) -> tuple[PeftModel, dict[str, Tensor]]:
     """Put LoRA layers as a folder describes them into `llm`, and read the weights that fit them.
 
@@ -148,7 +147,7 @@ def _refuse_wrapped(weights: dict[str, Tensor], path: Path) -> None:
 
 
 @torch.no_grad()
-def merge_lora(peft_model: PeftModel) -> LlamaForCausalLM:
+def merge_lora(peft_model: PeftModel) -> PreTrainedModel:
     """Add B A alpha / r to the base weights and take the LoRA layers out.
 
     The product is computed in float32 and rounded to the dtype of the base weights before it is

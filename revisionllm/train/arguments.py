@@ -72,6 +72,13 @@ class TrainArguments:
         str,
         choices=LORA_INITS,
     )
+    prompt_template: str | None = _arg(
+        None,
+        "prompt around the question, vicuna_v1 or the base's own chat template (that of the start)",
+        "model",
+        str,
+        choices=("vicuna_v1", "chat"),
+    )
     lora_rank: int = _arg(64, "rank of a new LoRA", "model")
     lora_alpha: int = _arg(128, "its scale is alpha / rank", "model")
     lora_dropout: float = _arg(0.05, "dropout in front of a new LoRA, 0..1", "model")

@@ -9,20 +9,19 @@ Legend: B rows, S segments, F frames, D feature dim, L words, P prompt tokens, N
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from revisionllm.constants import IGNORE_INDEX, NO_OWNER
-from revisionllm.formats.questions import QUESTIONS, question_text
+from revisionllm.engine.dense import PROBES, shared_tokens
+from revisionllm.formats.questions import question_text
 from revisionllm.model.prompts import (
+    VICUNA,
     Tokenizer,
     encode_answer,
-    encode_chunks,
     prompt_pieces,
-    prompt_text,
     training_ids,
 )
 from revisionllm.train.dataset import Sample
@@ -40,14 +39,14 @@ class PlainCollator:
     "segment", None if the adapter does not read queries. Besides: query_ids, num_questions.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, template: str = VICUNA) -> None:
+        self.tokenizer, self.template = tokenizer, template
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         output = _common_output(samples)
         rows = [(s, number) for s in samples for number in range(len(s.questions))]
         questions = [s.questions[number] for s, number in rows]
-        encoded = [training_ids(self.tokenizer, q.text, q.answer) for q in questions]
+        encoded = [training_ids(self.tokenizer, q.text, q.answer, self.template) for q in questions]
         reads_query = samples[0].query_features is not None
         words = [s.query_features[number] for s, number in rows] if reads_query else None
         batch = {
@@ -79,15 +78,12 @@ class PackedCollator:
     Besides: query_ids (a list per row), num_questions.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        # The words in front of the query, without the space: that may be a part of its first token.
-        stem = QUESTIONS["frames"].split("{query}")[0].rstrip()
-        prompt = prompt_text(stem).removesuffix(" ASSISTANT:")
-        self.before, words = encode_chunks(tokenizer, prompt)
-        _, whole = prompt_pieces(tokenizer, question_text("x", "frames"))
-        pairs = zip(words, whole, strict=False)
-        self.shared = [a for a, b in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
+    def __init__(self, tokenizer: Tokenizer, template: str = VICUNA) -> None:
+        self.tokenizer, self.template = tokenizer, template
+        pieces = [
+            prompt_pieces(tokenizer, question_text(probe, "frames"), template) for probe in PROBES
+        ]
+        self.before, self.shared = pieces[0][0], shared_tokens([after for _, after in pieces])
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         import torch
@@ -117,13 +113,16 @@ class PackedCollator:
         row: dict[str, list[int]] = {name: [] for name in (*PADDING, "ask")}
         common = len(self.shared)
         for owner, (text, answer) in enumerate(questions):
-            before, after = prompt_pieces(self.tokenizer, text)
+            before, after = prompt_pieces(self.tokenizer, text, self.template)
             if before != self.before:
                 raise ValueError(f"{text!r} stands behind other words than the other questions")
             skipped = common if after[:common] == self.shared and len(after) > common else 0
             start = len(self.before) + num_frames + skipped
             rest = after[skipped:]
-            said = [*encode_answer(self.tokenizer, answer), self.tokenizer.eos_token_id]
+            said = [
+                *encode_answer(self.tokenizer, answer, self.template),
+                self.tokenizer.eos_token_id,
+            ]
             size = len(rest) + len(said)
             row["ask"].append(len(row["ids"]) + len(rest) - 1)
             row["ids"] += rest + said

@@ -100,6 +100,8 @@ def _config_settings(args: TrainArguments) -> dict[str, Any]:
         "num_segments": args.num_segments,
         "segment_stride_s": args.segment_stride_s,
     }
+    if args.prompt_template:
+        settings["prompt_template"] = args.prompt_template
     for name in ("base", "clip"):
         if getattr(args, name):
             settings[name] = _absolute(getattr(args, name))

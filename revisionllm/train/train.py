@@ -170,7 +170,7 @@ def build_trainer(
         QuestionLosses(model),
         trainer_arguments(args, dtype=dtype, accumulation=sampler.batches_per_step, steps=steps),
         batches=batches,
-        collate=collator(args, model.tokenizer),
+        collate=collator(args, model),
         num_workers=args.num_workers,
         facts=facts,
     )
@@ -243,11 +243,12 @@ def training_data(args: TrainArguments) -> tuple[Any, Any]:
     return dataset, sampler
 
 
-def collator(args: TrainArguments, tokenizer: Any) -> Any:
+def collator(args: TrainArguments, model: Any) -> Any:
     """Samples to batches, packed or one question per row."""
     from revisionllm.train.collator import PackedCollator, PlainCollator
 
-    return PackedCollator(tokenizer) if args.is_packed else PlainCollator(tokenizer)
+    kind = PackedCollator if args.is_packed else PlainCollator
+    return kind(model.tokenizer, model.config.prompt_template)
 
 
 def is_offloaded(args: TrainArguments) -> bool:

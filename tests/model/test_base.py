@@ -142,7 +142,7 @@ def test_other_architectures_and_missing_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match="base not found"):
         load(tmp_path / "absent")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(UserError, match="only llama is read"):
+    with pytest.raises(UserError, match="llama, qwen2"):
         load(tmp_path)
     with pytest.raises(UserError, match="base not found"):
         load(tmp_path / "absent.gguf")

@@ -46,6 +46,7 @@ setup(
         "revisionllm.viewer": ["assets/*"],
         "revisionllm.eval.report": ["assets/*"],
         "revisionllm.search": ["speeds.json"],
+        "revisionllm.train": ["recipes/*.toml"],
     },
     extras_require={
         "flash": ["flash-attn"],

@@ -19,10 +19,15 @@ VERBS = {
     "demo": ("revisionllm.demo.cli", "render a film, ground sentences in it, write out/demo/"),
     "find": ("revisionllm.find", "ground sentences in any video file"),
     "features": ("revisionllm.data.features_cli", "extract, convert, verify or describe features"),
+    "data": ("revisionllm.train.data_cli", "check a recipe and its data before training"),
+    "train": ("revisionllm.train.cli", "train the stages of a recipe, one's own or a shipped one"),
     "eval": ("revisionllm.eval.cli", "score predictions, compare runs"),
+    "run": ("revisionllm.train.run_cli", "export a run, or take one out of an unfinished training"),
     "convert-checkpoint": ("revisionllm.model.convert", "released checkpoint -> run folder"),
     "convert-data": ("revisionllm.interop.cli", "convert between the field's file formats"),
 }
+
+PASSES_ON = ("train",)  # verbs whose further flags are another program's
 
 
 def build_parser(only_verb: str | None = None) -> argparse.ArgumentParser:
@@ -46,7 +51,11 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     verb = next((word for word in argv if not word.startswith("-")), None)
     try:
-        args = build_parser(only_verb=verb).parse_args(argv)
+        parser = build_parser(only_verb=verb)
+        if verb in PASSES_ON:
+            args, args.flags = parser.parse_known_args(argv)
+        else:
+            args = parser.parse_args(argv)
     except OutOfRange as error:
         return error.code
     return run_entry_point(lambda: args.run(args), f"revisionllm {args.verb}")

@@ -181,13 +181,30 @@ def annotations_of(args: argparse.Namespace) -> list[Annotation]:
     for path in args.data_path:
         if not Path(path).is_file():
             raise UserError(f"no annotations at {path}; data/README.md says where they go")
-        file = read_annotations(path, absent_ok=True)
+        file = read_annotations(path, absent_ok=True, length_of=_feature_lengths(args))
         require_good(path, file.problems, skip_bad=args.skip_bad)
         annotations += file.annotations
     twice = [key for key, count in Counter(a.query_id for a in annotations).items() if count > 1]
     if twice:
         raise UserError(f"query {twice[0]!r} is in more than one of {', '.join(args.data_path)}")
     return annotations
+
+
+def _feature_lengths(args: argparse.Namespace) -> Callable[[str], float | None]:
+    """Films' lengths by their features, for annotations that do not say them; read when asked."""
+    known: list[Callable[[str], float | None]] = []
+
+    def length_of(video_id: str) -> float | None:
+        if not known:
+            from revisionllm.data.stores.feature_store import open_features
+            from revisionllm.model.loading import describe
+            from revisionllm.train.dataset import store_lengths
+
+            config, _ = describe(args.checkpoint, **source_flags(args))
+            known.append(store_lengths(open_features(args.features), config.feature_fps))
+        return known[0](video_id)
+
+    return length_of
 
 
 def by_film(annotations: Sequence[Annotation]) -> list[tuple[str, list[Annotation]]]:

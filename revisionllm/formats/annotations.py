@@ -5,7 +5,9 @@ Understood, found out by looking:
 - MAD .jsonl: `{"query_id", "query", "clip_id", "duration", "timestamps"}` per line;
 - VidChapters .jsonl, training: `{"vid", "duration", "query": [..], "relevant_windows": [..]}` per
   video, whose j-th chapter is query `<vid>_<j>`; test: the same with "qid" and one query per line;
-- training JSON: a list of `{"query_id", "id", "conversations", "meta"}`, what the converters write.
+- training JSON: a list of `{"query_id", "id", "conversations", "meta"}`, what the converters write;
+- every other annotation format of `registry.py` (CSV, Charades-STA, ActivityNet, Ego4D, ...); a
+  query with several true spans becomes several, `<query id>#1`, `#2`, ...
 
 Strangers write these files. A record that cannot be used never stops a reader: it becomes a problem
 that names it, and `require_good` reports all problems of all files at once.
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 
 # Annotations round and containers differ: an event may end this much after its film.
 DURATION_SLACK_S = 1.0
+# formats of `registry.py` that are read here, record by record, whatever else a file holds
+OWN_FORMATS = ("mad", "cone", "vidchapters", "qvhighlights")
 _QUESTION_PATTERNS = [
     re.compile(re.escape(text).replace(re.escape("{query}"), "(.*)"), re.DOTALL)
     for text in QUESTIONS.values()
@@ -79,12 +83,18 @@ class _Record:
     duration_s: Any
 
 
-def read_annotations(path: str | Path, *, absent_ok: bool = False) -> AnnotationFile:
+def read_annotations(
+    path: str | Path,
+    *,
+    absent_ok: bool = False,
+    length_of: Callable[[str], float | None] | None = None,
+) -> AnnotationFile:
     """Read the annotations of a file in any of the formats above.
 
     Args:
         absent_ok: empty `timestamps` say that the sentence is true of nothing in its film, which
             evaluation wants to ask too; otherwise they are a problem.
+        length_of: a film's length in seconds, for formats that do not say it.
 
     Raises:
         UserError: the file is missing or is no JSON at all; problems of single records are returned
@@ -93,6 +103,8 @@ def read_annotations(path: str | Path, *, absent_ok: bool = False) -> Annotation
     annotations: list[Annotation] = []
     problems: list[str] = []
     for record in _checked_records(Path(path), problems):
+        if record.duration_s is None and length_of is not None and _is_id(record.video_id):
+            record = replace(record, duration_s=length_of(str(record.video_id)))
         absent = absent_ok and record.times == []
         timed = replace(record, times=[0.0, record.duration_s]) if absent else record
         found = _sentence_problems(record) + _time_problems(timed)
@@ -192,6 +204,10 @@ def _records(path: Path, problems: list[str]) -> Iterator[_Record]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read annotations {path}: {reason}") from error
+    other = _other_format(path)
+    if other is not None:
+        yield from _of_other_format(other, path, problems)
+        return
     if path.suffix == ".jsonl":
         yield from _parse_each(_json_lines(data, problems), _line_records, problems)
         return
@@ -207,6 +223,30 @@ def _records(path: Path, problems: list[str]) -> Iterator[_Record]:
         yield from _parse_each(labelled, _mad_item, problems)
     else:
         raise UserError(f"{path} holds {type(document).__name__}, not annotations")
+
+
+def _other_format(path: Path) -> Any:
+    """The format of `registry.py` of a file that is none of those read here, or None."""
+    from revisionllm.formats import registry
+
+    try:
+        found = registry.detect(path, registry.ANNOTATIONS)
+    except UserError:  # broken, or ours: the readers below say what is wrong
+        return None
+    return None if found.name in OWN_FORMATS else found
+
+
+def _of_other_format(found: Any, path: Path, problems: list[str]) -> Iterator[_Record]:
+    queries, bad = found.read(path)
+    problems.extend(f"line {problem.line}: {problem.what}" for problem in bad)
+    for query in queries:
+        spans = query.spans.tolist()
+        if len(spans) < 2:
+            times = spans[0] if spans else []
+            yield _Record(query.qid, query.vid, query.query, times, query.duration_s)
+        for number, span in enumerate(spans if len(spans) > 1 else [], 1):
+            query_id = f"{query.qid}#{number}"
+            yield _Record(query_id, query.vid, query.query, span, query.duration_s)
 
 
 def _parse_json(data: bytes, problems: list[str]) -> Any:

@@ -1,6 +1,8 @@
-"""ActivityNet Captions JSON and the Charades-STA text file. Query ids are `<video>_<number>`.
+"""Captions: ActivityNet's JSON, JSON lines, and the Charades-STA text file. Query ids are
+`<video>_<number>`.
 
 ActivityNet: `{"v_id": {"duration", "timestamps": [[s, e], ...], "sentences": [...]}}`;
+JSON lines: `{"vid", "start_s", "end_s", "caption"}`, without the film's length (alignment stage);
 Charades-STA: one line `video start end##sentence.` per query, without the film's length.
 https://cs.stanford.edu/people/ranjaykrishna/densevid, https://github.com/jiyanggao/TALL
 """
@@ -20,6 +22,7 @@ from revisionllm.formats.common import (
     field,
     one_span,
     parse_items,
+    parse_lines,
     read_object,
     single,
     write_document,
@@ -29,6 +32,8 @@ from revisionllm.records.jsonl import (
     Problem,
     number_field,
     span_rows,
+    text_field,
+    write_json_lines,
 )
 from revisionllm.records.rankings import LabelledQuery
 
@@ -60,6 +65,33 @@ def write_activitynet(path: Path, queries: Sequence[LabelledQuery]) -> None:
         video["timestamps"].append(single(query, "activitynet"))
         video["sentences"].append(query.query)
     write_document(path, document)
+
+
+def read_captions(path: Path) -> Found[LabelledQuery]:
+    """Read JSON lines of captions."""
+    seen: Counter[str] = Counter()
+
+    def parse(record: Any) -> LabelledQuery:
+        vid = text_field(record, "vid")
+        span = one_span([record.get("start_s"), record.get("end_s")], "times")
+        caption = field(record, "caption", str)
+        query = LabelledQuery(f"{vid}_{seen[vid]}", vid, caption, None, span)
+        seen[vid] += 1
+        return query
+
+    return parse_lines(path, parse)
+
+
+def write_captions(path: Path, queries: Sequence[LabelledQuery]) -> None:
+    """Write JSON lines of captions."""
+    spans = [single(query, "captions") for query in queries]
+    write_json_lines(
+        path,
+        (
+            {"vid": query.vid, "start_s": start_s, "end_s": end_s, "caption": query.query}
+            for query, (start_s, end_s) in zip(queries, spans, strict=True)
+        ),
+    )
 
 
 def read_charades(path: Path) -> Found[LabelledQuery]:

@@ -10,6 +10,7 @@ QUESTIONS = {
     "yes_no": "Does {query} happen in the video? Write your answer either yes or no.",
 }
 _SPELT_OUT = f"{VIDEO_PLACEHOLDER[0]}\0{VIDEO_PLACEHOLDER[1:]}"  # `<video>` as part of a sentence
+CAPTION_QUESTION = "What happens in this video?"  # of the alignment stage
 
 
 def clean_query(sentence: str) -> str:

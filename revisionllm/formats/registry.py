@@ -10,6 +10,8 @@ mad, cone                MAD's official JSON; CONE's JSONL for MAD and Ego4D-NLQ
 mad-predictions          predictions of CONE and RGNet
 ego4d-nlq, ego4d-nlq-predictions
 activitynet, charades-sta
+captions                 JSON lines of vid, start_s, end_s, caption (alignment stage)
+csv                      a table with the columns video, start, end, sentence
 timelens                 results, with the ground truth in their keys
 vue-tr, vue-tr-predictions
 extremewhen, extremewhen-predictions
@@ -26,6 +28,7 @@ from typing import Any
 from revisionllm.errors import UserError
 from revisionllm.formats import (
     captions,
+    csv_table,
     ego4d,
     extremewhen,
     mad,
@@ -172,6 +175,14 @@ _TABLE = (
     Format(
         "charades-sta", _A, lambda record: False, captions.read_charades, captions.write_charades
     ),
+    Format(
+        "captions",
+        _A,
+        _has("vid", "start_s", "end_s", "caption"),
+        captions.read_captions,
+        captions.write_captions,
+    ),
+    Format("csv", _A, lambda record: False, csv_table.read_queries, csv_table.write_queries),
 )
 FORMATS = {format_.name: format_ for format_ in _TABLE}
 
@@ -195,24 +206,39 @@ def detect(path: str | Path, kind: str | None = None) -> Format:
         if kind != ANNOTATIONS and is_released_folder(path):
             return FORMATS[RELEASED_LOG]
         raise UserError(f"{path} is a folder without released logs; give a file")
+    if kind != PREDICTIONS:
+        text_format = _text_format(path)
+        if text_format:
+            return FORMATS[text_format]
     first = _first_record(path)
     if isinstance(first, dict):
         for format_ in _TABLE:
             if kind in (None, format_.kind) and format_.looks_like(first):
                 return format_
-    elif first is None and kind != PREDICTIONS:
-        return FORMATS["charades-sta"]
     raise UserError(f"{path}: not a known format; say which one: {', '.join(names(kind))}")
 
 
+def _text_format(path: Path) -> str | None:
+    """The name of a format that is no JSON, by the first line with something in it."""
+    try:
+        with path.open("rb") as file:
+            lines = iter(lambda: file.readline(MAX_LINE_BYTES), b"")
+            first = next((line for line in lines if line.strip()), b"")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if first.lstrip(b"\xef\xbb\xbf \t").startswith((b"{", b"[")):
+        return None
+    if b"##" in first:
+        return "charades-sta"
+    return "csv" if csv_table.is_table(first.decode("utf-8", "replace")) else None
+
+
 def _first_record(path: Path) -> Any:
-    """The first JSON record; None if the file starts like a Charades-STA file."""
+    """The first JSON record."""
     records: list[Any] = []
     try:
         with path.open("rb") as file:
             for raw in iter(lambda: file.readline(MAX_LINE_BYTES), b""):
-                if b"##" in raw and not raw.lstrip().startswith((b"{", b"[")):
-                    return None
                 if raw.strip() and _parsed(raw, records):
                     break
                 if path.suffix != ".jsonl" and raw.strip():

@@ -127,6 +127,11 @@ def describe(source: str | Path, **overrides: Any) -> tuple[RunConfig, AdapterWe
     path = Path(source).expanduser()
     overrides = {k: str(v) if isinstance(v, Path) else v for k, v in overrides.items()}
     if not is_run_folder(path):
+        if (path / "complete.json").is_file():  # of train/checkpoints.py
+            raise UserError(
+                f"{path} is a checkpoint of a training; make a run of it:"
+                f" revisionllm run from-checkpoint {path} --to FOLDER"
+            )
         if not is_released(path):
             raise UserError(f"no model at {path}: neither a run folder nor a published checkpoint")
         return released_run(path.resolve(), **overrides)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,37 @@ WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def new_lora(
-    llm: PreTrainedModel, *, rank: int = 64, alpha: int = 128, dropout: float = 0.05
+    llm: PreTrainedModel,
+    *,
+    rank: int = 64,
+    alpha: int = 128,
+    dropout: float = 0.05,
+    targets: Sequence[str] = LINEAR_LAYERS,
 ) -> PeftModel:
-    """Put new, trainable LoRA layers (a no-op until trained) into `llm`, in float32."""
+    """Put new, trainable LoRA layers (a no-op until trained) into `llm`, in float32.
+
+    Args:
+        targets: names of the linear layers that get one.
+
+    Raises:
+        UserError: the LLM's blocks have no layer of such a name.
+    """
+    there = {
+        name.rpartition(".")[2]
+        for name, module in llm.named_modules()
+        if isinstance(module, torch.nn.Linear) and ".layers." in name
+    }
+    unknown = [name for name in targets if name not in there]
+    if unknown:
+        raise UserError(
+            f"no linear layers {', '.join(unknown)} in this base for a LoRA; there are"
+            f" {', '.join(sorted(there))}"
+        )
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=LINEAR_LAYERS,
+        target_modules=list(targets),
         task_type="CAUSAL_LM",
     )
     return _attach(llm, config)

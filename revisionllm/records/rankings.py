@@ -1,7 +1,7 @@
 """What scoring needs of a query and of its answer, whatever file they came from.
 
-`Query` is the ground truth, `Ranking` the answer; the readers of interop/ and the reader of our own
-predictions produce them. Spans are float64 [n, 2] seconds; scores fall along a ranking.
+`LabelledQuery` is the ground truth, `Ranking` the answer; the readers of formats/ and the reader of
+our own predictions produce them. Spans are float64 [n, 2] seconds; scores fall along a ranking.
 """
 
 from __future__ import annotations

@@ -16,6 +16,12 @@ from revisionllm.errors import UserError
 from revisionllm.options import Parser, problems
 from revisionllm.train.stages import DATASETS, STAGES, Stage, find_stage
 
+# rate of the share of steps behind the warm-up, 0..1
+SCHEDULES = {
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "linear": lambda done: 1 - done,
+    "constant": lambda done: 1.0,
+}
 LORA_INITS = ("new", "continue", "merge_then_new")
 NO_DEEPSPEED = "none"
 # input -> what makes it
@@ -43,13 +49,15 @@ def _arg(default: Any, help_text: str, group: str, kind: type | None = None, **e
 class TrainArguments:
     """What one run of one stage is made of. None: the value of the stage's row."""
 
-    dataset: str = _arg("mad", "which data's recipe", "stage", choices=DATASETS)
+    dataset: str = _arg(
+        "mad", f"recipe: {', '.join(DATASETS)}, or a .toml file (also --recipe)", "stage"
+    )
     stage: str = _arg("dense", "which row of the curriculum", "stage", choices=STAGES)
     output_dir: str | None = _arg(None, "run folder to write", "stage", str)
 
     base: str | None = _arg(None, "LLM folder; by default that of --init_lora", "model", str)
     init_projector: str | None = _arg(
-        None, "dense: linear projector to start from (run, folder or .bin)", "model", str
+        None, "align, dense: linear projector to start from (run, folder or .bin)", "model", str
     )
     init_adapter: str | None = _arg(
         None, "sparse, long: CLIP adapter to start from; sparse makes a new one", "model", str
@@ -62,7 +70,7 @@ class TrainArguments:
         False, "sparse: a new CLIP adapter receives the frame-sentence similarity", "model"
     )
     train_projector: bool = _arg(
-        False, "dense: train the linear projector too, for a base that has none", "model"
+        False, "dense: train the linear projector too (a new one without --init_projector)", "model"
     )
     init_lora: str | None = _arg(None, "run or LoRA folder to start from", "model", str)
     lora_init: str | None = _arg(
@@ -78,6 +86,16 @@ class TrainArguments:
         "model",
         str,
         choices=("vicuna_v1", "chat"),
+    )
+    lora_targets: list[str] = _arg(  # noqa: RUF009
+        [
+            *("q_proj", "k_proj", "v_proj", "o_proj"),
+            *("gate_proj", "up_proj", "down_proj"),
+        ],
+        "linear layers that get a new LoRA",
+        "model",
+        str,
+        nargs="+",
     )
     lora_rank: int = _arg(64, "rank of a new LoRA", "model")
     lora_alpha: int = _arg(128, "its scale is alpha / rank", "model")
@@ -125,7 +143,10 @@ class TrainArguments:
     per_device_batch_size: int | None = _arg(
         None, "questions per device and forward pass; accumulation follows", "optimisation", int
     )
-    learning_rate: float = _arg(1e-4, "peak; cosine to 0", "optimisation", float)
+    learning_rate: float = _arg(1e-4, "peak", "optimisation", float)
+    lr_schedule: str = _arg(
+        "cosine", "of the rate after warm-up", "optimisation", choices=tuple(SCHEDULES)
+    )
     warmup_ratio: float = _arg(0.03, "part of the steps with rising rate, 0..1", "optimisation")
     weight_decay: float = _arg(0.0, "AdamW's", "optimisation")
     max_grad_norm: float = _arg(1.0, "gradients are clipped to this norm", "optimisation")
@@ -144,6 +165,13 @@ class TrainArguments:
     gradient_checkpointing: bool = _arg(True, "recompute activations to save memory", "machine")
     save_steps: int = _arg(1000, "optimizer steps between checkpoints", "machine")
     logging_steps: int = _arg(10, "optimizer steps between log lines", "machine")
+    report_to: list[str] = _arg(  # noqa: RUF009
+        ["none"],
+        "also log to tensorboard, wandb ... (transformers' names)",
+        "machine",
+        str,
+        nargs="+",
+    )
 
     @property
     def row(self) -> Stage:
@@ -158,7 +186,7 @@ class TrainArguments:
     @property
     def question(self) -> str:
         """Wording, a key of `formats.questions.QUESTIONS`."""
-        words = {"dense": "frames", "long": "video", "sparse": "yes_no"}
+        words = {"align": "frames", "dense": "frames", "long": "video", "sparse": "yes_no"}
         return "frames" if self.sparse_target == "span" else words[self.stage]
 
     def inputs(self) -> dict[str, list[str | None]]:
@@ -179,7 +207,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="train",
         description="Train one stage of the curriculum.",
-        epilog="Defaults that are not shown come from the stage's row in train/stages.py.",
+        epilog="Defaults that are not shown come from the recipe, train/recipes/mad.toml.",
         argument_default=argparse.SUPPRESS,
         ranges={},  # `check` reports all problems at once
     )
@@ -196,7 +224,8 @@ def build_parser() -> argparse.ArgumentParser:
             group.add_argument(f"--{item.name}", action=action, help=text)
         else:
             extra = {key: meta[key] for key in ("choices", "nargs") if key in meta}
-            group.add_argument(f"--{item.name}", type=meta["type"], help=text, **extra)
+            flags = ["--dataset", "--recipe"] if item.name == "dataset" else [f"--{item.name}"]
+            group.add_argument(*flags, type=meta["type"], help=text, **extra)
     return parser
 
 
@@ -207,7 +236,7 @@ def parse(argv: list[str] | None = None) -> TrainArguments:
     """
     given = {k: None if v == "" else v for k, v in vars(build_parser().parse_args(argv)).items()}
     args = TrainArguments(**{k: given[k] for k in ("dataset", "stage") if k in given})
-    args = replace(args, **(args.row.defaults | given))
+    args = replace(args, **(dict(args.row.defaults) | given))
     if args.segment_stride_s is None:
         args.segment_stride_s = args.window_s / 5
     args.output_dir = args.output_dir.replace("{num_segments}", str(args.num_segments))
@@ -236,7 +265,7 @@ def check(args: TrainArguments, world_size: int = 1) -> None:
     Raises:
         UserError: every contradiction and every missing file, in one message.
     """
-    problems = _contradictions(args) + _bad_numbers(args) + _missing(args)
+    problems = argument_problems(args)
     if min(args.per_device_batch_size, args.global_batch_size) > 0:
         try:
             accumulation(args, world_size)
@@ -246,19 +275,31 @@ def check(args: TrainArguments, world_size: int = 1) -> None:
         raise UserError(f"{args.dataset} {args.stage}: " + "; ".join(problems))
 
 
+def argument_problems(args: TrainArguments) -> list[str]:
+    """Contradictions, numbers out of range and missing files, one phrase each."""
+    return _contradictions(args) + _bad_numbers(args) + _missing(args)
+
+
 def _contradictions(args: TrainArguments) -> list[str]:
-    dense, sparse = args.stage == "dense", args.stage == "sparse"
+    dense, sparse, align = (args.stage == stage for stage in ("dense", "sparse", "align"))
     rules = {
-        "stage dense has a linear projector, not --init_adapter": dense and args.init_adapter,
-        "--init_projector is for stage dense": not dense and args.init_projector,
+        "stages align and dense have a linear projector, not --init_adapter": (dense or align)
+        and args.init_adapter,
+        "--init_projector is for stages align and dense": not (dense or align)
+        and args.init_projector,
+        "stage align needs --base alone, no --init_lora": align
+        and (args.init_lora or args.lora_init or not args.base),
         "stage long needs --init_adapter (the sparse stage's run)": args.stage == "long"
         and not args.init_adapter,
         "stage sparse keeps the LoRA as it is: no --lora_init": sparse and args.lora_init,
-        "stages sparse and long need --init_lora (a dense run)": not dense and not args.init_lora,
+        "stages sparse and long need --init_lora (a dense run)": args.row.needs_text
+        and not args.init_lora,
         "--lora_init continue and merge_then_new need --init_lora": not args.init_lora
         and args.lora_init in ("continue", "merge_then_new"),
-        "without --init_lora, --base and --init_projector are needed": not args.init_lora
-        and not (args.base and args.init_projector),
+        "without --init_lora, --base and --init_projector (or --train_projector, for a new one) are"
+        " needed": dense
+        and not args.init_lora
+        and not (args.base and (args.init_projector or args.train_projector)),
         "--sparse_target span is for stage sparse": args.sparse_target == "span" and not sparse,
         "--segment_repeats is for stage long": args.segment_repeats != [1] and args.stage != "long",
         "--train_projector is for stage dense": args.train_projector and not dense,

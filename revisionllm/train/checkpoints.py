@@ -20,6 +20,7 @@ from revisionllm.files import read_json, write_json
 log = logging.getLogger(__name__)
 
 MANIFEST = "complete.json"
+WEIGHTS = "trained.safetensors"  # without DeepSpeed
 FOLDER = re.compile(r"checkpoint-(\d+)")
 
 
@@ -67,9 +68,35 @@ def newest_complete(run: Path) -> Checkpoint | None:
     for step, folder in sorted(found, reverse=True):
         trouble = problem(folder)
         if trouble is None:
-            return Checkpoint(folder, step, read_json(folder / MANIFEST)["facts"])
+            return Checkpoint(folder, step, facts_of(folder))
         log.warning("skipped %s, left in place: %s", folder, trouble)
     return None
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """What was noted with a complete checkpoint."""
+    return read_json(folder / MANIFEST, kind=dict)["facts"]
+
+
+def trained_tensors(folder: Path) -> dict[str, Any]:
+    """The trained parameters of a complete checkpoint by name, float32, whatever wrote it.
+
+    Raises:
+        UserError: DeepSpeed wrote it, and is not installed.
+    """
+    from safetensors.torch import load_file
+
+    if (folder / WEIGHTS).is_file():
+        return load_file(folder / WEIGHTS)
+    try:
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    except ImportError as error:
+        raise UserError(f"{folder} was written by DeepSpeed, which is not installed") from error
+    step = FOLDER.fullmatch(folder.name)
+    tag = f"global_step{step[1]}" if step else None
+    return get_fp32_state_dict_from_zero_checkpoint(
+        str(folder), tag=tag, exclude_frozen_parameters=True
+    )
 
 
 def set_aside(folder: Path) -> None:

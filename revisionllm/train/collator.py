@@ -169,7 +169,7 @@ def _images(samples: Sequence[Sample]):
     import torch
 
     images = [torch.from_numpy(sample.features) for sample in samples]
-    if samples[0].plan.stage == "dense":
+    if samples[0].plan.adapter_output == "frames":
         return torch.stack([image[0] for image in images])
     same = len({image.shape for image in images}) == 1
     return torch.stack(images) if same else images

@@ -25,13 +25,14 @@ from revisionllm.data.stores.lmdb_records import LmdbRecords, read_query
 from revisionllm.errors import UserError
 from revisionllm.files import sha256_of
 from revisionllm.formats.annotations import Annotation, read_annotations, require_good
-from revisionllm.formats.questions import question_text
+from revisionllm.formats.questions import CAPTION_QUESTION, question_text
 from revisionllm.records.films import query_rows
 from revisionllm.train.packed_windows import packed_windows
 from revisionllm.train.samples import (
     FilmEvents,
     SamplePlan,
     SampleSpec,
+    align_plan,
     answer_text,
     clear_segments,
     has_negative_window,
@@ -199,6 +200,8 @@ class GroundingDataset:
         film = self._films[self.annotations[index].video_id]
         tag = SEED_ROWS if stage == "long" else SEED_WINDOWS
         rng = np.random.default_rng([tag, self.seed, epoch, index, number])
+        if stage == "align":
+            return align_plan(film, index, self.spec)
         if stage == "long":
             return long_plan(film, index, self.spec, rng, present=number == 0)
         return window_plan(film, index, stage, self.spec, rng, present=number == 0)
@@ -212,8 +215,12 @@ class GroundingDataset:
         questions = []
         for ask in plan.targets:
             annotation = self.annotations[ask.index]
-            text = question_text(annotation.sentence, question_wording(plan.stage, self.spec))
-            answer = answer_text(plan.stage, ask, self.spec)
+            if plan.stage == "align":
+                text, answer = CAPTION_QUESTION, annotation.sentence
+            else:
+                wording = question_wording(plan.stage, self.spec)
+                text = question_text(annotation.sentence, wording)
+                answer = answer_text(plan.stage, ask, self.spec)
             questions.append(TextQuestion(annotation.query_id, text, answer))
         words = None
         if self._text is not None:
@@ -318,8 +325,9 @@ def build_dataset(
         UserError: a file is missing; or problems, all logged, and `skip_bad` is off.
     """
     paths = [annotations] if isinstance(annotations, (str, Path)) else list(annotations)
-    files = [read_annotations(path) for path in paths]
     store = open_features(features)
+    length_of = store_lengths(store, spec.feature_fps)
+    files = [read_annotations(path, length_of=length_of) for path in paths]
     text = _open_text(text_features) if spec.needs_text else None
     problems = [f"{file.path}: {problem}" for file in files for problem in file.problems]
     found: list[Annotation] = []
@@ -352,6 +360,19 @@ def build_dataset(
             1 + spec.negatives_per_positive
         )
     return dataset
+
+
+def store_lengths(store: FeatureStore, feature_fps: float) -> Callable[[str], float | None]:
+    """Films' lengths in seconds by their features; None where there are none."""
+
+    def length_of(video_id: str) -> float | None:
+        try:
+            rate = float(store.metadata(video_id).get("feature_fps", feature_fps))
+            return store.num_frames(video_id) / rate
+        except UserError:
+            return None
+
+    return length_of
 
 
 def _open_text(path: str | Path | None) -> LmdbRecords:

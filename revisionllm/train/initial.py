@@ -68,7 +68,11 @@ def initial_model(args: TrainArguments, *, dtype: str, offload: bool = False) ->
     )
     if args.row.trains == "lora" and model.lora is None:
         made = new_lora(
-            model.llm, rank=args.lora_rank, alpha=args.lora_alpha, dropout=args.lora_dropout
+            model.llm,
+            rank=args.lora_rank,
+            alpha=args.lora_alpha,
+            dropout=args.lora_dropout,
+            targets=args.lora_targets,
         )
         model.attach_lora(made)
     if args.row.trains_output_norm:
@@ -88,7 +92,7 @@ def _device(args: TrainArguments, offload: bool) -> torch.device:
 def _config_settings(args: TrainArguments) -> dict[str, Any]:
     """Fields of the run's config that the arguments decide."""
     settings: dict[str, Any] = {
-        "stage": args.stage,
+        "stage": "dense" if args.stage == "align" else args.stage,  # a dense run, its LLM untouched
         "question": args.question,
         "answer_end": "inclusive",
         "time_mapping": args.time_mapping,
@@ -118,6 +122,8 @@ def _adapter_settings(args: TrainArguments, source: str) -> dict[str, Any]:
     given = args.init_adapter or args.init_projector
     if given:
         return {"adapter_file": os.path.abspath(given)}
+    if args.stage in ("align", "dense") and not args.init_lora:
+        return {"adapter": _new_projector(args)}
     if args.stage != "sparse":
         return {}
     # the released loader wants to know the base and a stage before it can describe a LoRA folder
@@ -131,6 +137,19 @@ def _adapter_settings(args: TrainArguments, source: str) -> dict[str, Any]:
     return {
         "adapter": AdapterConfig(kind="clip", feature_dim=width, output="segment", options=options)
     }
+
+
+def _new_projector(args: TrainArguments) -> AdapterConfig:
+    """A linear projector that has learned nothing yet, for features as wide as those there are."""
+    from revisionllm.data.stores.feature_store import open_features
+
+    store = open_features(args.features)
+    name = next(iter(store.keys()), None)
+    if name is None:
+        raise UserError(f"no features in {args.features}")
+    return AdapterConfig(
+        kind="linear", feature_dim=store.shape(name)[1], options={"input_norm": True}
+    )
 
 
 def _add_output_norm(model: GroundingModel) -> None:

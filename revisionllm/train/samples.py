@@ -36,7 +36,7 @@ from revisionllm.grounding.windows import (
     touching_indices,
 )
 
-STAGES = ("dense", "sparse", "long")
+STAGES = ("align", "dense", "sparse", "long")
 ADAPTER_OUTPUTS = ("frames", "segment", "alternate")
 OUTPUTS = ("segment", "frames")  # an alternate run starts with segments
 
@@ -50,7 +50,7 @@ class SampleSpec:
     """What a stage asks of a film.
 
     Attributes:
-        stage: dense, sparse or long.
+        stage: align, dense, sparse or long.
         question: wording, a key of `QUESTIONS`; `yes_no` is answered with yes or no.
         window_s, frames_per_window, feature_fps, time_mapping, answer_end: as in `RunConfig`.
         negatives_per_positive: `Not Present` questions per event and epoch.
@@ -96,6 +96,8 @@ class SampleSpec:
             in ("inclusive", "exclusive"),
             "stage dense asks 'frames' of adapter_output 'frames'": self.stage != "dense"
             or (self.question, self.adapter_output) == ("frames", "frames"),
+            "stage align has adapter_output 'frames' and no negatives": self.stage != "align"
+            or (self.adapter_output, self.negatives_per_positive) == ("frames", 0),
             "stage sparse needs adapter_output 'segment'": self.stage != "sparse"
             or self.adapter_output == "segment",
             "stage long needs adapter_output 'segment' or 'alternate'": self.stage != "long"
@@ -160,7 +162,7 @@ class SamplePlan:
     @property
     def adapter_output(self) -> str:
         """What the adapter gives for its windows."""
-        return "frames" if self.stage == "dense" else "segment"
+        return "frames" if self.stage in ("align", "dense") else "segment"
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,14 @@ def window_plan(
         ranges = clear_starts_s(film.alike[index], film.duration_s, window_s)
         start_s, span = negative_start_s(ranges, rng), None
     return SamplePlan(stage, film.video_id, window_s, (start_s,), (Target(index, span),))
+
+
+def align_plan(film: FilmEvents, index: int, spec: SampleSpec) -> SamplePlan:
+    """A caption's own time as a window; a caption of one moment: the frame there."""
+    start_s, end_s = film.events[index]
+    window_s = max(end_s - start_s, 1 / spec.feature_fps)
+    start_s = max(0.0, (start_s + end_s - window_s) / 2)
+    return SamplePlan("align", film.video_id, window_s, (start_s,), (Target(index, None),))
 
 
 # --- rows of segments: long ---

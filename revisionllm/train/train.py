@@ -44,6 +44,7 @@ FREE_ARGUMENTS = {
     "num_workers",
     "save_steps",
     "logging_steps",
+    "report_to",
     "output_dir",
     "gradient_checkpointing",
     PER_DEVICE,  # a step holds the same questions; sums are rounded in another order
@@ -52,9 +53,9 @@ FREE_ARGUMENTS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns the exit code (2: bad arguments or data)."""
-    args = parse(argv)
 
     def work() -> int:
+        args = parse(argv)
         if args.deepspeed != NO_DEEPSPEED:
             stand_alone()
         check(args, world_size())
@@ -173,6 +174,7 @@ def build_trainer(
         collate=collator(args, model),
         num_workers=args.num_workers,
         facts=facts,
+        schedule=args.lr_schedule,
     )
     trainer.add_callback(Resume(trainer, checkpoint))
     if rank() == 0:
@@ -202,27 +204,9 @@ def training_data(args: TrainArguments) -> tuple[Any, Any]:
     from revisionllm.train.dataset import build_dataset
     from revisionllm.train.initial import known_clip, starting_adapter
     from revisionllm.train.sampler import QuestionBatchSampler
-    from revisionllm.train.samples import SampleSpec
 
     adapter = starting_adapter(args)
-    spec = SampleSpec(
-        stage=args.stage,
-        question=args.question,
-        window_s=args.window_s,
-        frames_per_window=args.frames_per_window,
-        feature_fps=args.feature_fps,
-        adapter_output=args.row.adapter_output,
-        needs_text=args.row.needs_text,
-        reads_sentence=args.row.needs_text and adapter.reads_sentence,
-        time_mapping=args.time_mapping,
-        negatives_per_positive=args.negatives_per_positive,
-        questions_per_window=args.questions_per_window if args.is_packed else 1,
-        double_rate_short=args.double_rate_short,
-        min_duration_s=args.min_duration_s,
-        num_segments=args.num_segments,
-        segment_stride_s=args.segment_stride_s,
-        segment_repeats=tuple(args.segment_repeats),
-    )
+    spec = sample_spec(args, reads_sentence=args.row.needs_text and adapter.reads_sentence)
     dataset = build_dataset(
         spec,
         annotations=args.data_path,
@@ -241,6 +225,30 @@ def training_data(args: TrainArguments) -> tuple[Any, Any]:
         batches_per_step=accumulation(args, world_size()),
     )
     return dataset, sampler
+
+
+def sample_spec(args: TrainArguments, *, reads_sentence: bool) -> Any:
+    """What the stage asks; see `samples.SampleSpec`."""
+    from revisionllm.train.samples import SampleSpec
+
+    return SampleSpec(
+        stage=args.stage,
+        question=args.question,
+        window_s=args.window_s,
+        frames_per_window=args.frames_per_window,
+        feature_fps=args.feature_fps,
+        adapter_output=args.row.adapter_output,
+        needs_text=args.row.needs_text,
+        reads_sentence=reads_sentence,
+        time_mapping=args.time_mapping,
+        negatives_per_positive=0 if args.stage == "align" else args.negatives_per_positive,
+        questions_per_window=args.questions_per_window if args.is_packed else 1,
+        double_rate_short=args.double_rate_short,
+        min_duration_s=args.min_duration_s,
+        num_segments=args.num_segments,
+        segment_stride_s=args.segment_stride_s,
+        segment_repeats=tuple(args.segment_repeats),
+    )
 
 
 def collator(args: TrainArguments, model: Any) -> Any:

@@ -24,12 +24,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from revisionllm.errors import UserError
 from revisionllm.model.base import compute_rotary_tables
 from revisionllm.train import checkpoints
-from revisionllm.train.arguments import NO_DEEPSPEED, TrainArguments
-from revisionllm.train.checkpoints import Checkpoint
+from revisionllm.train.arguments import NO_DEEPSPEED, SCHEDULES, TrainArguments
+from revisionllm.train.checkpoints import WEIGHTS, Checkpoint
 from revisionllm.train.losses import QuestionLosses
 from revisionllm.train.sampler import QuestionBatchSampler
-
-WEIGHTS = "trained.safetensors"
 
 
 class WholeRun:
@@ -79,7 +77,7 @@ def trainer_arguments(
         gradient_accumulation_steps=accumulation,
         max_steps=steps,
         learning_rate=args.learning_rate,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type="cosine",  # `GroundingTrainer.create_scheduler` makes it
         warmup_steps=math.ceil(args.warmup_ratio * steps),
         weight_decay=args.weight_decay,
         max_grad_norm=args.max_grad_norm,
@@ -93,7 +91,7 @@ def trainer_arguments(
         logging_nan_inf_filter=False,
         ignore_data_skip=True,
         seed=args.seed,
-        report_to="none",
+        report_to=args.report_to,
         disable_tqdm=True,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
@@ -110,6 +108,7 @@ class GroundingTrainer(Trainer):
         collate: samples to a batch.
         num_workers: reading processes.
         facts: noted with every checkpoint and wanted again when resuming.
+        schedule: of `arguments.SCHEDULES`.
     """
 
     def __init__(
@@ -121,11 +120,13 @@ class GroundingTrainer(Trainer):
         collate: Any,
         num_workers: int,
         facts: dict[str, Any],
+        schedule: str = "cosine",
     ) -> None:
         self.batches = batches
         self.collate = collate
         self.num_workers = num_workers
         self.facts = facts
+        self.schedule = SCHEDULES[schedule]
         super().__init__(model=model, args=args)
         # losses are means over a micro-batch of equal size on every rank
         self.model_accepts_loss_kwargs = False
@@ -160,14 +161,14 @@ class GroundingTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Linear warm-up, then a cosine to 0. No step has rate 0: the first and last learn, too."""
+        """Linear warm-up, then the schedule. No step has rate 0: the first and last learn, too."""
         warmup = self.args.get_warmup_steps(num_training_steps)
 
         def share(step: int) -> float:
             if step < warmup:
                 return (step + 1) / (warmup + 1)
             passed = (step - warmup) / max(1, num_training_steps - warmup)
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, passed)))
+            return self.schedule(min(1.0, passed))
 
         if self.lr_scheduler is None:
             chosen = optimizer or self.optimizer

@@ -166,6 +166,27 @@ def test_sentences_that_happen_nowhere(tmp_path):
     assert problem.startswith("query 5: the times are []")
 
 
+def test_annotations_of_any_other_format(tmp_path):
+    """Those of a table, whose films say how long they are elsewhere; several spans are several."""
+    path = tmp_path / "events.csv"
+    path.write_text(
+        "video,start,end,sentence,query_id\nf.mp4,1,2,a dog,d\nf.mp4,5,6,a dog,d\n"
+        "f.mp4,3,4,a cat,c\ng.mp4,3,4,a cow,w\nf.mp4,,,a pig,p\n"
+    )
+    file = read_annotations(path, absent_ok=True, length_of={"f": 60.0}.get)
+    assert file.annotations[:3] == [
+        Annotation("d#1", "f", "a dog", 1.0, 2.0, 60.0),
+        Annotation("d#2", "f", "a dog", 5.0, 6.0, 60.0),
+        Annotation("c", "f", "a cat", 3.0, 4.0, 60.0),
+    ]
+    assert file.annotations[3].spans_s == []
+    assert file.problems == ["query w: the film's duration is None"]
+    sta = tmp_path / "sta.txt"
+    sta.write_text("AO8RW 0.0 6.9##a person puts a book.\n")
+    (one,) = read_annotations(sta, length_of=lambda _vid: 30.0).annotations
+    assert (one.video_id, one.start_s, one.end_s, one.duration_s) == ("AO8RW", 0.0, 6.9, 30.0)
+
+
 def test_sentences_do_not_need_times(tmp_path):
     path = tmp_path / "test.jsonl"
     path.write_text('{"query_id": "1", "query": "A dog."}\n{"query_id": "2", "query": ""}\n')

@@ -76,6 +76,8 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "ego4d-nlq": ("nlq.json", json.dumps(EGO4D, indent=1)),
     "activitynet": ("val_2.json", json.dumps(CAPTIONS)),
     "charades-sta": ("sta.txt", "AO8RW 0.0 6.9##a person puts a book.\nAO8RW 1 2.5##x\n"),
+    "captions": ("c.jsonl", '{"vid": "v", "start_s": 1.5, "end_s": 3.0, "caption": "Rain."}\n'),
+    "csv": ("events.csv", "video,start,end,sentence\nlong film.mp4,1:02,75.5,A man runs.\n"),
     "vue-tr": ("vue.json", json.dumps([VUE])),
     "extremewhen": ("ewb.jsonl", json.dumps(EWB) + "\n"),
     "snag": ("snag.json", json.dumps({"test": {"v": SNAG_VIDEO}}, indent=2)),
@@ -88,8 +90,9 @@ EXAMPLES: dict[str, tuple[str, str]] = {
 }
 
 
-# Not written as they were read: per video becomes per query, `1` becomes `1.0` in a text file.
-REWRITTEN = ("vidchapters", "charades-sta")
+# Not written as they were read: per video becomes per query, `1` becomes `1.0` in a text file,
+# minutes become seconds.
+REWRITTEN = ("vidchapters", "charades-sta", "csv")
 
 
 def example(name: str, folder: Path) -> Path:
@@ -155,6 +158,8 @@ def test_what_the_readers_read():
         ("ego4d-nlq", "c1", 480.0, [[3, 5.5]]),
         ("activitynet", "v_1", 82.7, [[0.8, 19]]),
         ("charades-sta", "AO8RW", None, [[0, 6.9]]),
+        ("captions", "v", None, [[1.5, 3]]),
+        ("csv", "long film", None, [[62, 75.5]]),
         ("vue-tr", "v", 99.5, [[1, 2], [5, 9]]),
         ("extremewhen", "v", 5000.0, [[60, 69]]),
         ("snag", "v", 100.0, [[1, 2]]),
@@ -316,3 +321,48 @@ def test_an_unknown_file_lists_the_names(tmp_path):
         read_queries(path)
     with pytest.raises(UserError, match="cannot read"):
         read_queries(tmp_path / "missing.json")
+
+
+def test_tables_as_spreadsheets_save_them(tmp_path):
+    """Other names and separators, decimal commas, ids, several spans, absent sentences, quotes."""
+    path = tmp_path / "table.csv"
+    path.write_text(
+        "\ufeffid;Film;Caption;Start_s;End_s;Duration\n"
+        'q1;a.mkv;"He says ""no""; she goes";0,5;1:00:02,5;2:00:00\n'
+        'q1;a.mkv;"He says ""no""; she goes";7000;7001;2:00:00\n'
+        ";;;;;\n"
+        "q2;dir/a.mkv;Nobody sings.;;;7200\n",
+        encoding="utf-8",
+    )
+    assert detect(path).name == "csv"
+    first, second = read("csv", path)
+    assert (first.qid, first.vid, first.query) == ("q1", "a", 'He says "no"; she goes')
+    assert first.spans.tolist() == [[0.5, 3602.5], [7000, 7001]] and first.duration_s == 7200
+    assert second.spans.tolist() == [] and second.labelled
+
+
+def test_a_short_row_of_a_wide_table(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("a,b,c,d,e,f,video,start,end,sentence\n1,2\n1,2,3,4,5,6,v,1,2,b\n")
+    queries, problems = FORMATS["csv"].read(path)
+    assert [query.query for query in queries] == ["b"] and "no video" in str(problems[0])
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ("v,1,x,a", "end 'x' is no time"),
+        ("v,1:61,2,a", "no time"),
+        (",1,2,a", "no video"),
+        ("v,1,,a", "one of start and end is empty"),
+        ("v,5,2,a", "times"),
+    ],
+)
+def test_bad_rows_of_a_table_are_named(row, what, tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text(f"video,start,end,sentence\n{row}\nv,1,2,b\n")
+    queries, problems = FORMATS["csv"].read(path)
+    assert [query.query for query in queries] == ["b"]
+    assert (
+        len(problems) == 1 and what in str(problems[0]) and str(problems[0]).startswith(f"{path}:2")
+    )

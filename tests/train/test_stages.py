@@ -13,7 +13,7 @@ from revisionllm.model.tensors import read_tensors
 from revisionllm.train.arguments import check, parse
 from revisionllm.train.initial import initial_model
 from revisionllm.train.losses import QuestionLosses
-from revisionllm.train.stages import TABLE
+from revisionllm.train.stages import DATASETS, read_recipe
 from revisionllm.train.train import main
 
 CASES = [
@@ -156,6 +156,9 @@ def test_frozen_parts_have_no_dropout(trained):
     model = QuestionLosses(initial_model(long, dtype="float32")).train()
     assert not model.model.projector.training
     assert all(m.training for n, m in model.named_modules() if n.endswith("lora_dropout"))
+
+
+TABLE = [row for name in DATASETS for row in read_recipe(name).values()]
 
 
 def test_default_paths_form_a_chain():

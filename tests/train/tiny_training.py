@@ -88,7 +88,9 @@ def flags(world: Path, stage: str, dataset: str = "mad", **changes) -> list[str]
         "clip": "ViT-L-14",
         "min_duration_s": 0,
     }
-    if stage == "dense":
+    if stage == "align":
+        values |= {"base": world / "base", "data_path": world / "captions.jsonl"}
+    elif stage == "dense":
         values |= {"init_lora": world / "start", "lora_init": "new"}
         values |= {"base": "", "init_projector": ""}  # the start has both
     else:

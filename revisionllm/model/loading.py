@@ -62,6 +62,7 @@ def load_model(
     dtype: str = "auto",
     attention: str = "auto",
     lora_mode: str = "merge",
+    lora_dropout: float | None = None,
     **overrides: Any,
 ) -> GroundingModel:
     """Load a run folder, or a published checkpoint.
@@ -73,6 +74,7 @@ def load_model(
         attention: auto, sdpa, eager, flash_attention_2.
         lora_mode: `merge` all LoRAs into the base; or keep the last one apart, `frozen` or to
             `train` (the ones before it are merged).
+        lora_dropout: in front of the LoRA that is kept apart, 0..1; None: what its folder says.
         **overrides: fields of `RunConfig`. `adapter` with no `adapter_file` makes a new one (its
             `hidden_size` is that of the base); `adapter_file` alone (a file, or another run's or
             checkpoint's folder) takes that adapter, its kind and dimensions included. Published
@@ -109,7 +111,9 @@ def load_model(
     model = GroundingModel(llm, adapter, tokenizer, config)
     model.merged_lora = merged
     for folder in apart:
-        model.attach_lora(load_lora(llm, folder, trainable=lora_mode == "train"))
+        model.attach_lora(
+            load_lora(llm, folder, trainable=lora_mode == "train", dropout=lora_dropout)
+        )
     model.eval().to(chosen_device)
     say(describe_parameters(model))
     return model

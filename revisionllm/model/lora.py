@@ -95,19 +95,33 @@ def lora_weights_file(folder: str | Path) -> Path:
     raise UserError(f"not a LoRA folder: {folder} needs {CONFIG_FILE} and one of {WEIGHT_FILES}")
 
 
-def load_lora(llm: PreTrainedModel, folder: str | Path, *, trainable: bool = False) -> PeftModel:
+def load_lora(
+    llm: PreTrainedModel,
+    folder: str | Path,
+    *,
+    trainable: bool = False,
+    dropout: float | None = None,
+) -> PeftModel:
     """Put the LoRA of a folder into `llm`, its parameters in float32.
+
+    Args:
+        trainable: its parameters will be trained.
+        dropout: in front of it while training, 0..1; None: what the folder says.
 
     Raises:
         UserError: a kind of LoRA that cannot be merged exactly, or weights that do not fit.
     """
-    peft_model, weights = read_lora(llm, folder, trainable=trainable)
+    peft_model, weights = read_lora(llm, folder, trainable=trainable, dropout=dropout)
     set_peft_model_state_dict(peft_model, weights)
     return peft_model
 
 
 def read_lora(
-    llm: PreTrainedModel, folder: str | Path, *, trainable: bool = False
+    llm: PreTrainedModel,
+    folder: str | Path,
+    *,
+    trainable: bool = False,
+    dropout: float | None = None,
 ) -> tuple[PeftModel, dict[str, Tensor]]:
     """Put LoRA layers as a folder describes them into `llm`, and read the weights that fit them.
 
@@ -115,9 +129,8 @@ def read_lora(
         UserError: a kind of LoRA that cannot be merged exactly, or weights that do not fit.
     """
     path = lora_weights_file(folder)
-    described = _described(Path(folder) / CONFIG_FILE)
+    config = read_lora_config(folder)
     with reading(f"cannot read {Path(folder) / CONFIG_FILE}", "copy the LoRA again"):
-        config = LoraConfig(**described)
         rank, alpha = float(config.r), float(config.lora_alpha)
     if not 0 < rank < 10**5 or not math.isfinite(alpha):
         raise UserError(
@@ -126,6 +139,8 @@ def read_lora(
     if config.use_dora or config.bias != "none" or config.modules_to_save:
         raise UserError(f"{folder}: only plain LoRA is read (no DoRA, biases or modules_to_save)")
     config.inference_mode = not trainable
+    if dropout is not None:
+        config.lora_dropout = dropout
     config.base_model_name_or_path = llm.name_or_path
     config.target_modules = _ordered(config.target_modules)  # two loads train alike
     with reading(f"cannot use {Path(folder) / CONFIG_FILE}", "is it the LoRA of another base?"):
@@ -134,6 +149,18 @@ def read_lora(
     _refuse_wrapped(weights, path)
     check_tensors(weights, get_peft_model_state_dict(peft_model), path)
     return peft_model, weights
+
+
+def read_lora_config(folder: str | Path) -> LoraConfig:
+    """What a LoRA folder says about its LoRA.
+
+    Raises:
+        UserError: it cannot be read, or tells of another kind.
+    """
+    path = Path(folder) / CONFIG_FILE
+    described = _described(path)
+    with reading(f"cannot read {path}", "copy the LoRA again"):
+        return LoraConfig(**described)
 
 
 def _described(path: Path) -> dict[str, Any]:

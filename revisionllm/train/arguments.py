@@ -70,7 +70,10 @@ class TrainArguments:
         False, "sparse: a new CLIP adapter receives the frame-sentence similarity", "model"
     )
     train_projector: bool = _arg(
-        False, "dense: train the linear projector too (a new one without --init_projector)", "model"
+        False,
+        "train the adapter, too; dense: the projector (a new one without --init_projector), long:"
+        " the CLIP adapter",
+        "model",
     )
     init_lora: str | None = _arg(None, "run or LoRA folder to start from", "model", str)
     lora_init: str | None = _arg(
@@ -99,7 +102,12 @@ class TrainArguments:
     )
     lora_rank: int = _arg(64, "rank of a new LoRA", "model")
     lora_alpha: int = _arg(128, "its scale is alpha / rank", "model")
-    lora_dropout: float = _arg(0.05, "dropout in front of a new LoRA, 0..1", "model")
+    lora_dropout: float | None = _arg(
+        None,
+        "dropout in front of the LoRA, 0..1 (new: 0.05, continued: what it had)",
+        "model",
+        float,
+    )
     clip: str | None = _arg(None, "CLIP of the features, recorded in the run", "model", str)
 
     data_path: list[str] | None = _arg(  # noqa: RUF009
@@ -302,7 +310,10 @@ def _contradictions(args: TrainArguments) -> list[str]:
         and not (args.base and (args.init_projector or args.train_projector)),
         "--sparse_target span is for stage sparse": args.sparse_target == "span" and not sparse,
         "--segment_repeats is for stage long": args.segment_repeats != [1] and args.stage != "long",
-        "--train_projector is for stage dense": args.train_projector and not dense,
+        "--train_projector is for stages dense and long": args.train_projector
+        and not (dense or args.stage == "long"),
+        "--train_projector: alternating output trains the norm alone": args.train_projector
+        and args.row.trains_output_norm,
         "--adapter_ffn_dim, --digit_position_segments and --reads_sentence are for stage sparse's"
         " new adapter": not sparse
         and (args.adapter_ffn_dim, args.digit_position_segments, args.reads_sentence)

@@ -36,7 +36,8 @@ class PlainCollator:
     Returns of a call: input_ids, labels [B, P] (right-padded), attention_mask bool [B, P]; images
     [B, F, D] for dense, [B, S, F, D] otherwise, or a list of [S, F, D] where rows differ in S;
     query_features [B, L, D] and query_mask bool [B, L], or None; adapter_output "frames" or
-    "segment", None if the adapter does not read queries. Besides: query_ids, num_questions.
+    "segment", None if the adapter does not read queries. Besides: query_ids, num_questions, and
+    present, bool [B], false where the answer is `Not Present` or no.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: str = VICUNA) -> None:
@@ -59,6 +60,7 @@ class PlainCollator:
             "adapter_output": output if reads_query else None,
             "query_ids": [q.query_id for q in questions],
             "num_questions": len(questions),
+            "present": _present(samples),
         }
         if words is not None:
             batch["query_features"], batch["query_mask"] = _padded_words(words)
@@ -75,7 +77,7 @@ class PackedCollator:
     words behind it that all questions share; and [B, N] each: ids, owners (`NO_OWNER` at the end),
     positions (counted from the start of the row), visible (prefix tokens seen: K + F + C) and
     labels, where labels[b, n] is what position n is to predict, `IGNORE_INDEX` where nothing.
-    Besides: query_ids (a list per row), num_questions.
+    Besides: query_ids (a list per row), num_questions, present (bool, one per question).
     """
 
     def __init__(self, tokenizer: Tokenizer, template: str = VICUNA) -> None:
@@ -99,6 +101,7 @@ class PackedCollator:
             **padded_rows(rows),
             "query_ids": [[q.query_id for q in sample.questions] for sample in samples],
             "num_questions": sum(len(sample.questions) for sample in samples),
+            "present": _present(samples),
         }
 
     def pack(self, questions: Sequence[tuple[str, str]], num_frames: int) -> dict[str, list[int]]:
@@ -145,6 +148,13 @@ def _common_output(samples: Sequence[Sample]) -> str:
     if len(outputs) != 1:
         raise ValueError(f"a batch must have one adapter output, got {sorted(outputs)}")
     return outputs.pop()
+
+
+def _present(samples: Sequence[Sample]) -> Any:
+    """bool [Q]: is what is asked there? Question by question, as the losses are."""
+    import torch
+
+    return torch.tensor([t.span is not None for sample in samples for t in sample.plan.targets])
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int):

@@ -15,10 +15,10 @@ from revisionllm.model.base import DTYPES, choose_attention, choose_device, choo
 from revisionllm.model.config import AdapterConfig, is_run_folder, read_config
 from revisionllm.model.llama import GroundingModel
 from revisionllm.model.loading import describe, load_model
-from revisionllm.model.lora import new_lora
+from revisionllm.model.lora import new_lora, read_lora_config
 from revisionllm.train.arguments import TrainArguments
 
-NORM = "alternate_layer_norm"
+NEW_LORA_DROPOUT = 0.05
 
 
 def training_dtype(args: TrainArguments) -> str:
@@ -31,7 +31,26 @@ def starting_adapter(args: TrainArguments) -> AdapterConfig:
     """The adapter of `initial_model`, without loading an LLM."""
     source = args.init_lora or args.base
     settings = _config_settings(args) | _adapter_settings(args, source)
-    return describe(source, **settings)[0].adapter
+    adapter = describe(source, **settings)[0].adapter
+    if args.stage == "long" and args.train_projector and adapter.output != "segment":
+        # a step sees a part of it only, which data parallel training cannot have
+        raise UserError(
+            f"--train_projector: the adapter of {args.init_adapter} gives {adapter.output!r};"
+            " only one that gives 'segment' is trained in stage long"
+        )
+    return adapter
+
+
+def lora_dropout(args: TrainArguments) -> float:
+    """--lora_dropout; if it is not given, that of the LoRA which is trained on, or a new one's."""
+    if args.lora_dropout is not None:
+        return args.lora_dropout
+    if args.lora_init != "continue":
+        return NEW_LORA_DROPOUT
+    source = args.init_lora or args.base
+    settings = _config_settings(args) | _adapter_settings(args, source)
+    folders = describe(source, **settings)[0].lora
+    return read_lora_config(folders[-1]).lora_dropout if folders else NEW_LORA_DROPOUT
 
 
 def known_clip(args: TrainArguments) -> str | None:
@@ -64,6 +83,7 @@ def initial_model(args: TrainArguments, *, dtype: str, offload: bool = False) ->
         dtype=dtype,
         attention=attention,
         lora_mode=modes[args.lora_init],
+        lora_dropout=args.lora_dropout,  # None: as its folder says
         **settings,
     )
     if args.row.trains == "lora" and model.lora is None:
@@ -71,7 +91,7 @@ def initial_model(args: TrainArguments, *, dtype: str, offload: bool = False) ->
             model.llm,
             rank=args.lora_rank,
             alpha=args.lora_alpha,
-            dropout=args.lora_dropout,
+            dropout=lora_dropout(args),
             targets=args.lora_targets,
         )
         model.attach_lora(made)

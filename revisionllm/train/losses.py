@@ -20,7 +20,7 @@ from revisionllm.constants import IGNORE_INDEX, NO_OWNER
 from revisionllm.engine.attention import packed_forward
 from revisionllm.model.llama import GroundingModel
 
-BOOKKEEPING = ("query_ids", "num_questions")
+BOOKKEEPING = ("query_ids", "num_questions", "present")
 
 
 class QuestionLosses(nn.Module):

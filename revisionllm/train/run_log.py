@@ -92,6 +92,8 @@ class RunLog(TrainerCallback):
             "step": step,
             "epoch": round(step / self.steps_per_epoch, 4),
             "loss": logs["loss"],
+            "loss_present": logs.get("loss_present"),  # None: no such question was asked
+            "loss_not_present": logs.get("loss_not_present"),
             "learning_rate": logs["learning_rate"],
             "grad_norm": logs.get("grad_norm"),
             "questions_per_s": round(self.questions_per_step / step_s, 3),
@@ -103,9 +105,13 @@ class RunLog(TrainerCallback):
                 self.board.add_scalar(name, value, step)
         self.board.flush()
         log.info(
-            "step %d/%d epoch %.2f loss %.4f lr %.2e, %.1f questions/s, eta %s",
-            *(step, state.max_steps, record["epoch"], record["loss"], record["learning_rate"]),
-            *(record["questions_per_s"], _duration((state.max_steps - step) * step_s)),
+            "step %d/%d epoch %.2f loss %.4f%s lr %.2e, %.1f questions/s, eta %s",
+            *(step, state.max_steps, record["epoch"], record["loss"], _kinds(record)),
+            *(
+                record["learning_rate"],
+                record["questions_per_s"],
+                _duration((state.max_steps - step) * step_s),
+            ),
         )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -119,6 +125,12 @@ def peak_memory_gb() -> float:
         return torch.cuda.max_memory_allocated() / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e9 if sys.platform == "darwin" else 1e6)  # bytes there, kilobytes on Linux
+
+
+def _kinds(record: dict[str, Any]) -> str:
+    """The losses of both kinds of questions, if both were asked."""
+    kinds = (record["loss_present"], record["loss_not_present"])
+    return "" if None in kinds else " (present {:.4f}, not present {:.4f})".format(*kinds)
 
 
 def _duration(seconds: float) -> str:

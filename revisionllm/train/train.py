@@ -17,7 +17,7 @@ import os
 import sys
 import warnings
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +104,13 @@ def train(args: TrainArguments) -> None:
 def train_alone(args: TrainArguments, run: Path) -> None:
     """`train` in a run folder that no other command trains in."""
     from revisionllm.train import checkpoints
+    from revisionllm.train.initial import lora_dropout
     from revisionllm.train.run_log import set_up_logging
     from revisionllm.train.trainer import total_steps
 
     set_up_logging(run, is_main=rank() == 0)
     dataset, sampler = training_data(args)
+    args = replace(args, lora_dropout=lora_dropout(args))  # recorded as it is
     steps = total_steps(args, sampler)
     facts = {"total_steps": steps, "world_size": world_size(), "arguments": asdict(args)}
     facts["data"] = dataset.fingerprint()

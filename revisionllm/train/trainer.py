@@ -127,6 +127,7 @@ class GroundingTrainer(Trainer):
         self.num_workers = num_workers
         self.facts = facts
         self.schedule = SCHEDULES[schedule]
+        self.by_kind: Tensor | None = None  # [2, 2]: (not present, present) x (losses, questions)
         super().__init__(model=model, args=args)
         # losses are means over a micro-batch of equal size on every rank
         self.model_accepts_loss_kwargs = False
@@ -155,8 +156,24 @@ class GroundingTrainer(Trainer):
             raise RuntimeError(
                 f"{len(losses)} questions in a batch of {self.args.per_device_train_batch_size}"
             )
+        self._note_kinds(losses.detach().float(), inputs["present"])
         loss = losses.mean()
         return (loss, losses) if return_outputs else loss
+
+    def _note_kinds(self, losses: Tensor, present: Tensor) -> None:
+        """Add losses [Q] of questions that are present or not to those since the last log line."""
+        kinds = torch.stack([~present, present]).float()
+        sums = torch.stack([kinds @ losses, kinds.sum(1)], 1)
+        self.by_kind = sums if self.by_kind is None else self.by_kind + sums
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Besides the loss: its means over questions of either kind, on all processes."""
+        if "loss" in logs and self.by_kind is not None:
+            sums = self.accelerator.reduce(self.by_kind, "sum").tolist()
+            self.by_kind = None
+            for name, (total, count) in zip(("not_present", "present"), sums, strict=True):
+                logs[f"loss_{name}"] = total / count if count else None
+        super().log(logs, *args, **kwargs)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_training import flags
+from tiny_training import flags, metrics
 
 from revisionllm.model.loading import load_model
 from revisionllm.train.arguments import parse
 from revisionllm.train.collator import PackedCollator, PlainCollator
 from revisionllm.train.initial import initial_model
 from revisionllm.train.losses import QuestionLosses, number_questions
-from revisionllm.train.train import training_data
+from revisionllm.train.train import main, training_data
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -63,6 +63,43 @@ def test_plain_batch_equals_packed(batch):
     tokenizer = model.model.tokenizer
     packed = model(**PackedCollator(tokenizer)(samples))
     torch.testing.assert_close(model(**PlainCollator(tokenizer)(samples)), packed, **TOLERANCE)
+
+
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_a_run_logs_the_loss_of_either_kind_of_question(world, tmp_path, accumulated):
+    """Over all micro-batches of a step; the answers themselves say which kind a question is."""
+    sizes = {"global_batch_size": 24, "per_device_batch_size": 24 // accumulated}
+    settings = sizes | {"lora_dropout": 0, "max_steps": 1, "output_dir": tmp_path / "run"}
+    argv = flags(world, "dense", **settings)
+    assert main(argv) == 0
+    args = parse(argv)
+    dataset, sampler = training_data(args)
+    torch.manual_seed(args.seed)  # a new LoRA's first matrix; it does nothing yet
+    model = QuestionLosses(initial_model(args, dtype="float32"))
+    by_answer = {True: [], False: []}
+    for _, plans in zip(range(accumulated), sampler, strict=False):
+        samples = [dataset[plan] for plan in plans]
+        found = model(**PackedCollator(model.model.tokenizer)(samples)).tolist()
+        answers = [question.answer for sample in samples for question in sample.questions]
+        for loss, answer in zip(found, answers, strict=True):
+            by_answer["Not Present" not in answer].append(loss)
+    assert len(by_answer[True]) > 3 and len(by_answer[False]) > 3
+    (record,) = metrics(tmp_path / "run")
+    for kind, name in ((True, "loss_present"), (False, "loss_not_present")):
+        assert record[name] == pytest.approx(sum(by_answer[kind]) / len(by_answer[kind]), abs=1e-4)
+    line = f"(present {record['loss_present']:.4f}, not present {record['loss_not_present']:.4f})"
+    assert line in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("stage", ["sparse", "long"])
+def test_collated_questions_know_whether_they_are_present(trained, stage):
+    args = parse(flags(trained, stage, num_segments=4))
+    dataset, sampler = training_data(args)
+    samples = [dataset[plan] for plan in next(iter(sampler))]
+    batch = PlainCollator(initial_model(args, dtype="float32").tokenizer)(samples)
+    answers = [question.answer for sample in samples for question in sample.questions]
+    absent = [answer.startswith(("No", "no")) for answer in answers]
+    assert (~batch["present"]).tolist() == absent and 0 < sum(absent) < len(absent)
 
 
 def test_questions_are_numbered_over_rows():

@@ -117,6 +117,38 @@ def test_a_new_projector_learns_together_with_the_lora(world, tmp_path):
     assert (tmp_path / "dense" / "lora").is_dir()
 
 
+def test_long_can_train_its_adapter_together_with_the_lora(trained, tmp_path, capsys):
+    words = flags(trained, "long", output_dir=tmp_path / "long", max_steps=4)
+    assert main([*words, "--train_projector"]) == 0
+    before, after = (
+        load_model(run, device="cpu").projector.state_dict()
+        for run in (trained / "sparse", tmp_path / "long")
+    )
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    chapters = flags(trained, "long", "chapters", output_dir=tmp_path / "chapters", max_steps=1)
+    assert main([*chapters, "--train_projector"]) == 2
+    assert "trains the norm alone" in capsys.readouterr().err
+    assert main(chapters) == 0
+    alternating = flags(trained, "long", init_adapter=tmp_path / "chapters", output_dir=tmp_path)
+    assert main([*alternating, "--train_projector"]) == 2
+    assert "gives 'alternate'" in capsys.readouterr().err
+
+
+def test_a_continued_lora_keeps_its_dropout_unless_told(trained):
+    def dropouts(**changes):
+        words = flags(trained, "long", init_lora=trained / "dense", lora_init="continue", **changes)
+        model = initial_model(parse(words), dtype="float32")
+        return {
+            module.p
+            for name, module in model.named_modules()
+            if ".lora_dropout." in name and isinstance(module, torch.nn.Dropout)
+        }
+
+    assert dropouts() == {0.05}
+    assert dropouts(lora_dropout=0.2) == {0.2}
+    assert dropouts(lora_dropout=0) == set()
+
+
 def test_sparse_adapter_options_reach_the_run(world, trained, tmp_path):
     options = {"adapter_ffn_dim": 24, "digit_position_segments": 30}
     assert main(flags(world, "sparse", output_dir=tmp_path / "sparse", **options)) == 0

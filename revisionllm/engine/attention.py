@@ -70,11 +70,14 @@ class QuestionPass:
     Args:
         groups: which tokens look at which prefixes; together all tokens, in order.
         lengths: new tokens of each of the A questions, in the order of the tokens.
-        history: keys and values [A, K, T0, D] of the questions' earlier tokens, per layer, or None.
+        history: keys and values [A, K, T0, D] of the questions' earlier tokens, a layer at a time,
+            or None.
         history_valid: bool [A, T0], True where the history holds a token.
+        keep: whether more tokens will follow.
 
     Attributes:
-        kept: history and new tokens, [A, K, T0 + L, D] per layer, after the forward.
+        kept: history and new tokens, [A, K, T0 + L, D] per layer, after the forward; empty unless
+            `keep`.
         kept_valid: bool [A, T0 + L].
     """
 
@@ -83,10 +86,12 @@ class QuestionPass:
         groups: Sequence[Group],
         lengths: Sequence[int],
         device: torch.device,
-        history: KeyValues | None = None,
+        history: Iterator[tuple[Tensor, Tensor]] | None = None,
         history_valid: Tensor | None = None,
+        *,
+        keep: bool = True,
     ) -> None:
-        self.groups, self.history = groups, history
+        self.groups, self.history, self.keep = groups, history, keep
         self.num_questions, self.width = len(lengths), max(lengths)
         length = torch.tensor(lengths, device=device)
         column = torch.arange(self.width, device=device)
@@ -108,7 +113,7 @@ class QuestionPass:
         q, k, v = q[0] * scaling, k[0], v[0]
         over_prefix = [self._over_prefix(layer, group, q, k.shape[0]) for group in self.groups]
         outputs, sums, tops = (torch.cat(part, 1) for part in zip(*over_prefix, strict=True))
-        own_output, own_sum, own_top = self._over_own(layer, q, k, v)
+        own_output, own_sum, own_top = self._over_own(q, k, v)
         top = torch.maximum(tops, own_top)
         weight, own_weight = (tops - top).exp(), (own_top - top).exp()
         total = weight * sums + own_weight * own_sum
@@ -132,14 +137,15 @@ class QuestionPass:
             for part in parts
         )
 
-    def _over_own(self, layer: int, q: Tensor, k: Tensor, v: Tensor):
+    def _over_own(self, q: Tensor, k: Tensor, v: Tensor):
         """Unnormalised attention to the question's own tokens: [H, N, D], [H, N, 1] twice."""
         heads, key_heads = q.shape[0], k.shape[0]
         keys, values = (self._by_question(x) for x in (k, v))  # [A, K, L, D]
         if self.history is not None:
-            old_keys, old_values = self.history[layer]
+            old_keys, old_values = next(self.history)  # layers come in order
             keys, values = torch.cat([old_keys, keys], 2), torch.cat([old_values, values], 2)
-        self.kept.append((keys, values))
+        if self.keep:
+            self.kept.append((keys, values))
         asks = self._by_question(q).unflatten(1, (key_heads, heads // key_heads))
         weights = asks @ keys.transpose(-1, -2)[:, :, None]
         parts = _attend(weights.masked_fill_(self.hidden, -torch.inf), values[:, :, None])

@@ -72,15 +72,15 @@ class Decoder:
             work: batches with their asks, sorted by row.
         """
         held: list[_Held] = []
+        room = self.budget.question_tokens()
+        if self.num_candidates > 1:
+            room //= 2  # `_finish` keeps the asked tokens beside those that it decodes
         for batch, asks in work:
             for chunk in self._chunks(asks):
                 done, still_open = self._decide(batch, chunk)
                 yield from done
                 held += still_open
-                if (
-                    sum(len(h.asks) * h.valid.shape[1] for h in held)
-                    > self.budget.question_tokens()
-                ):
+                if sum(len(h.asks) * h.valid.shape[1] for h in held) > room:
                     yield from self._finish(held)
                     held = []
             if len({id(h.batch) for h in held}) >= HELD_BATCHES:
@@ -110,17 +110,19 @@ class Decoder:
         going_on = [number for number, ask in enumerate(asks) if not is_final(ask.state)]
         if not going_on:
             return asks, []
-        history, valid = _rows(step.kept, step.kept_valid, going_on)
+        layers, valid = _rows(_taken(step.kept), step.kept_valid, going_on)
         done = [ask for ask in asks if is_final(ask.state)]
-        return done, [_Held(batch, [asks[number] for number in going_on], history, valid)]
+        return done, [_Held(batch, [asks[number] for number in going_on], list(layers), valid)]
 
     def _finish(self, held: list[_Held]) -> Iterator[PendingAnswer]:
         """Decode held answers to their ends."""
         if not held:
             return
-        history, valid = _together(held)
+        layers, valid = _together(held)
         asks = [(h.batch, ask) for h in held for ask in h.asks]
-        asked_history, asked_valid, everyone = history, valid, asks
+        everyone, asked_valid = asks, valid
+        asked = list(layers) if self.num_candidates > 1 else []
+        history = _taken(layers)
         while asks:
             logits, step = self._feed(_by_batch(asks), history, valid)
             for (_, ask), row in zip(asks, logits, strict=True):
@@ -132,9 +134,9 @@ class Decoder:
             ]
             asks = [asks[number] for number in still_open]
             if asks:
-                history, valid = _rows(step.kept, step.kept_valid, still_open)
+                history, valid = _rows(_taken(step.kept), step.kept_valid, still_open)
         if self.num_candidates > 1:
-            self._list_answers(everyone, asked_history, asked_valid)
+            self._list_answers(everyone, asked, asked_valid)
         yield from (ask for _, ask in everyone)
 
     # --- one forward ---
@@ -142,14 +144,16 @@ class Decoder:
     def _feed(
         self,
         parts: Sequence[tuple[PrefixBatch, list[PendingAnswer]]],
-        history: KeyValues | None,
+        history: Iterator[tuple[Tensor, Tensor]] | None,
         valid: Tensor | None,
+        *,
+        keep: bool = True,
     ) -> tuple[np.ndarray, QuestionPass]:
         """Feed every ask's tokens: logits [A, K] behind each one's last, and the pass."""
         asks = [ask for _, part in parts for ask in part]
         lengths = [len(ask.tokens) for ask in asks]
         device = self.llm.device
-        step = QuestionPass(_groups(parts), lengths, device, history, valid)
+        step = QuestionPass(_groups(parts), lengths, device, history, valid, keep=keep)
         ids = [token for ask in asks for token in ask.tokens]
         positions = [
             batch.length + ask.fed + offset
@@ -199,7 +203,8 @@ class Decoder:
             numbers = wanted
             if numbers:
                 rows, rows_valid = _rows(history, valid, numbers)
-                logits, _ = self._feed(_by_batch([asks[n] for n in numbers]), rows, rows_valid)
+                parts = _by_batch([asks[n] for n in numbers])
+                logits, _ = self._feed(parts, rows, rows_valid, keep=False)
                 for number, row in zip(numbers, logits, strict=True):
                     ask = asks[number][1]
                     columns = self.choices.columns(ask.state)
@@ -279,29 +284,34 @@ def _by_batch(
     return parts
 
 
-def _rows(history: KeyValues, valid: Tensor, rows: list[int]) -> tuple[KeyValues, Tensor]:
-    """Some asks' keys and values, cut to the columns that they use."""
+def _taken(layers: KeyValues) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each layer in turn, taken out of the list: no two copies of all layers are held at once."""
+    while layers:
+        yield layers.pop(0)
+
+
+def _rows(
+    layers: Iterable[tuple[Tensor, Tensor]], valid: Tensor, rows: list[int]
+) -> tuple[Iterator[tuple[Tensor, Tensor]], Tensor]:
+    """Some asks' keys and values, a layer at a time, cut to the columns that they use."""
     index = torch.tensor(rows, device=valid.device)
     valid = valid[index]
     used = valid.any(0).nonzero()[:, 0]
     if len(used) < valid.shape[1]:
-        valid = valid[:, used]
-        return [(k[index][:, :, used], v[index][:, :, used]) for k, v in history], valid
-    return [(k[index], v[index]) for k, v in history], valid
+        return ((k[index][:, :, used], v[index][:, :, used]) for k, v in layers), valid[:, used]
+    return ((k[index], v[index]) for k, v in layers), valid
 
 
 def _together(held: list[_Held]) -> tuple[KeyValues, Tensor]:
-    """Histories of several batches as one, padded to the longest."""
+    """Histories of several batches as one, padded to the longest; taken out of `held`."""
     width = max(h.valid.shape[1] for h in held)
     extra = [width - h.valid.shape[1] for h in held]
     valid = torch.cat([pad(h.valid, (0, n)) for h, n in zip(held, extra, strict=True)])
-    layers = []
-    for layer in range(len(held[0].history)):
-        parts = [h.history[layer] for h in held]
-        layers.append(
-            tuple(
-                torch.cat([pad(p[i], (0, 0, 0, n)) for p, n in zip(parts, extra, strict=True)])
-                for i in (0, 1)
-            )
+    layers = [
+        tuple(
+            torch.cat([pad(p[i], (0, 0, 0, n)) for p, n in zip(parts, extra, strict=True)])
+            for i in (0, 1)
         )
+        for parts in zip(*(_taken(h.history) for h in held), strict=True)
+    ]
     return layers, valid

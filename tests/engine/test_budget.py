@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from tiny_runs import FRAMES, ask, features_of, sentences, tiny_run, windows
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from revisionllm.engine.choices import grammar_tokens
 from revisionllm.engine.dense import DenseEngine, shared_tokens, span_grammar
@@ -50,6 +52,39 @@ def test_keys_and_values_stay_within_the_budget(monkeypatch):
     ask(engine, questions, sentences(3), features_of, film="a")
     assert len(most) > 4
     assert max(most) <= 2 * 2**20
+
+
+class LiveKeysAndValues(TorchDispatchMode):
+    """Counts the bytes of keys and values [.., heads, .., dim] that are alive, wherever they are.
+
+    Attributes:
+        most: the most bytes at any time.
+    """
+
+    def __init__(self, heads: int, dim: int) -> None:
+        super().__init__()
+        self.heads, self.dim, self.alive, self.most = heads, dim, {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if torch.is_tensor(t) and t.ndim == 4 and t.shape[1::2] == (self.heads, self.dim):
+                storage = t.untyped_storage()
+                self.alive[storage.data_ptr()] = weakref.ref(t), storage.nbytes()
+        self.alive = {place: held for place, held in self.alive.items() if held[0]() is not None}
+        self.most = max(self.most, sum(size for _, size in self.alive.values()))
+        return out
+
+
+@pytest.mark.parametrize("num_candidates", [1, 3])
+def test_open_answers_stay_within_the_budget(num_candidates):
+    """Most answers of the random model name something: their own tokens are what fills memory."""
+    model = tiny_run()
+    engine = DenseEngine(model, budget_mb=2, num_candidates=num_candidates)
+    questions = [Question(q, (w,)) for q in range(60) for w in windows(20)]
+    with LiveKeysAndValues(heads=2, dim=16) as live:
+        ask(engine, questions, sentences(60), features_of, film="a")
+    assert 2**20 / 2 < live.most <= 2 * 2**20
 
 
 def test_shared_tokens_leave_one_to_each():

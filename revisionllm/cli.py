@@ -22,7 +22,8 @@ VERBS = {
     "data": ("revisionllm.train.data_cli", "check a recipe and its data before training"),
     "train": ("revisionllm.train.cli", "train the stages of a recipe, one's own or a shipped one"),
     "eval": ("revisionllm.eval.cli", "score predictions, compare runs"),
-    "run": ("revisionllm.train.run_cli", "export a run, or take one out of an unfinished training"),
+    "run": ("revisionllm.train.run_cli", "export, push, or take out of an unfinished training"),
+    "models": ("revisionllm.model.models_cli", "what is installed; download more"),
     "convert-checkpoint": ("revisionllm.model.convert", "released checkpoint -> run folder"),
     "convert-data": ("revisionllm.interop.cli", "convert between the field's file formats"),
 }

@@ -20,6 +20,7 @@ from revisionllm.grounder import (
     check_sentences,
     default_features_dir,
 )
+from revisionllm.model.hub import path_argument
 
 DEMO_HINT = (
     "revisionllm find: these are the demo's weights, which know rendered films alone; for real"
@@ -36,14 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--view", type=Path, metavar="HTML", help="also write a page that shows it")
     parser.add_argument("--overwrite", action="store_true", help="replace what HTML names")
     parser.add_argument(
-        "--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="run folder (the demo's)"
+        "--checkpoint",
+        type=path_argument,
+        default=DEFAULT_CHECKPOINT,
+        help="run folder (the demo's)",
     )
     parser.add_argument(
         "--threshold", type=float, default=0.5, help="found means a score of at least this (0.5)"
     )
     parser.add_argument(
         "--long",
-        type=Path,
+        type=path_argument,
         nargs="+",
         default=[],
         metavar="RUN",
@@ -82,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if args.view:
         claim_output(args.view, inputs=[args.video], overwrite=args.overwrite)
     probe(args.video)  # a bad file is told before the model is loaded
-    demo_weights = args.checkpoint.resolve() == DEFAULT_CHECKPOINT
+    demo_weights = Path(args.checkpoint).resolve() == DEFAULT_CHECKPOINT
     if demo_weights and "made_by" not in film_comment(args.video):
         print(DEMO_HINT, file=sys.stderr)
     grounder = Grounder.from_checkpoint(args.checkpoint, long_runs=args.long, device=args.device)

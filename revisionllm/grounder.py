@@ -24,6 +24,7 @@ import numpy as np
 
 from revisionllm.constants import MAX_SENTENCE
 from revisionllm.errors import UserError
+from revisionllm.model.hub import local, missing
 from revisionllm.records.films import Film
 from revisionllm.search.plans import (
     COSINE_WEIGHT,
@@ -154,11 +155,12 @@ class Grounder:
         from revisionllm.model.config import read_calibration
         from revisionllm.model.loading import load_model
 
-        folder = Path(checkpoint)
-        for run in (folder, *map(Path, long_runs)):
+        folder = Path(local(checkpoint))
+        long_runs = [Path(local(run)) for run in long_runs]
+        for run in (folder, *long_runs):
             if not run.exists():
                 raise UserError(
-                    f"no checkpoint at {run}; see checkpoints/README.md for what there is"
+                    f"{missing(str(run), 'checkpoint')}; checkpoints/README.md says what there is"
                 )
         model = load_model(folder, device=device)
         if model.config.clip is None:

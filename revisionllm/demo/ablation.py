@@ -21,6 +21,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
 from revisionllm.errors import UserError, run_entry_point
 from revisionllm.files import claim_outputs, write_json, write_text
 from revisionllm.grounder import DEFAULT_CHECKPOINT
+from revisionllm.model.hub import path_argument
 from revisionllm.options import Parser
 
 TABLES = ("ingredients", "order", "confidence", "sampling", "errors", "windows")
@@ -30,8 +31,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="which (all)")
-    add("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="dense run (%(default)s)")
-    add("--long", nargs="*", type=Path, default=[], metavar="RUN", help="long runs, coarse first")
+    add(
+        "--checkpoint",
+        type=path_argument,
+        default=DEFAULT_CHECKPOINT,
+        help="dense run (%(default)s)",
+    )
+    add(
+        "--long",
+        nargs="*",
+        type=path_argument,
+        default=[],
+        metavar="RUN",
+        help="long runs, coarse first",
+    )
     add("--no_negatives", type=Path, metavar="RUN", help="dense run trained without negatives")
     add("--films", type=int, default=6, help="films of each length (%(default)s)")
     add(
@@ -70,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
             *args.long,
             *([args.no_negatives] if args.no_negatives else []),
         ]:
-            if not run.is_dir():
+            if not Path(run).is_dir():
                 raise UserError(f"no run at {run}; checkpoints/README.md says what makes it")
         setting = Setting(args)
         for table in args.tables:

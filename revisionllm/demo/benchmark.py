@@ -24,6 +24,7 @@ from revisionllm.eval.calibrate import fit as fit_calibration
 from revisionllm.eval.calibrate import write_calibration
 from revisionllm.files import MADE_BY, claim_output, write_json
 from revisionllm.grounder import DEFAULT_CHECKPOINT, DEFAULT_KEEP, long_runs_beside
+from revisionllm.model.hub import path_argument
 from revisionllm.options import Parser
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7)
@@ -198,10 +199,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--out", type=Path, default=Path("out/benchmark"), help="films, features, results")
-    add("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="run folder to judge")
+    add("--checkpoint", type=path_argument, default=DEFAULT_CHECKPOINT, help="run folder to judge")
     add(
         "--long",
-        type=Path,
+        type=path_argument,
         nargs="*",
         metavar="RUN",
         help="long runs for a recursive search, coarse first (the demo's run: those beside it)",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from revisionllm.files import MADE_BY, claim_output
 from revisionllm.grounder import DEFAULT_CHECKPOINT, SEARCHES, long_runs_beside
+from revisionllm.model.hub import path_argument
 
 FILES = ("film.mp4", "predictions.jsonl", "view.html", "timeline.png")
 MARK_SUFFIX = ".plan.txt"  # of the file beside the film that says which film it is
@@ -34,11 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " every window",
     )
     parser.add_argument(
-        "--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="run folder (the demo's)"
+        "--checkpoint",
+        type=path_argument,
+        default=DEFAULT_CHECKPOINT,
+        help="run folder (the demo's)",
     )
     parser.add_argument(
         "--long",
-        type=Path,
+        type=path_argument,
         nargs="*",
         metavar="RUN",
         help="runs of the long stage, the coarsest first (recursive: those beside the demo's run)",

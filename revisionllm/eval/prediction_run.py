@@ -27,6 +27,7 @@ from revisionllm.eval.made_with import (
     source_flags,
     write_made_with,
 )
+from revisionllm.model.hub import missing, path_argument, reference_to
 from revisionllm.options import Parser
 from revisionllm.records.predictions import PredictionWriter, merge_shards, read_predictions
 
@@ -52,7 +53,12 @@ class PredictionDefaults:
 def add_prediction_arguments(parser: argparse.ArgumentParser, defaults: PredictionDefaults) -> None:
     """Arguments that all predicting commands share."""
     add = parser.add_argument
-    add("--checkpoint", default=defaults.checkpoint, help="run or published checkpoint")
+    add(
+        "--checkpoint",
+        type=path_argument,
+        default=defaults.checkpoint,
+        help="run or published checkpoint",
+    )
     add("--base", help="of a published checkpoint that does not say: its LLM")
     add("--adapter_file", nargs="+", help="of a published checkpoint: its projector or adapter")
     add("--stage", help="of a published checkpoint: dense, sparse or long")
@@ -159,6 +165,8 @@ def predict_all(
 
 def output_folder(args: argparse.Namespace, stage: str) -> Path:
     """Where a predicting command writes."""
+    if not args.output and reference_to(args.checkpoint) is not None:
+        raise UserError("give --output: the checkpoint is of the hub's cache, which is only read")
     default = Path(args.checkpoint) / "predictions" / stage
     return Path(args.output) if args.output else own_folder(default, args.data_path)
 
@@ -312,14 +320,15 @@ def _prepare(args, films, make_searcher) -> tuple[Searcher, FeatureSource]:
     source = FeatureSource(store, searcher.config, args, "segments" in kinds)
     # sentences too long for the CLIP have no features; dense windows can be asked all the same
     source.text_is_optional = args.skip_bad and kinds == {"dense"}
+    source.check_widths(searcher, kinds)
     return searcher, source
 
 
 def _check_checkpoint(args: argparse.Namespace) -> None:
     if not Path(args.checkpoint).exists():
-        raise UserError(
-            f"no checkpoint at {args.checkpoint}; checkpoints/README.md says what makes it"
-        )
+        said = missing(args.checkpoint, "checkpoint")
+        hint = "" if ";" in said else "; checkpoints/README.md says what makes it"
+        raise UserError(said + hint)
 
 
 def _check_features(store, vids: Sequence[str], config, args: argparse.Namespace) -> None:
@@ -377,6 +386,35 @@ class FeatureSource:
             self._records = LmdbRecords(args.text_features)
         elif needs_words:
             raise UserError("segments need the words of the queries: --text_features none")
+
+    def check_widths(self, searcher: Searcher, kinds: set[str]) -> None:
+        """Refuse text features that cannot be read, or compared with the frames.
+
+        Raises:
+            UserError: names both widths.
+        """
+        from revisionllm.data.stores.lmdb_records import read_query
+
+        first = next(iter(self._records.keys()), None) if self._records is not None else None
+        if first is None:
+            return
+        words, sentence = read_query(self._records, first)
+        models = [getattr(engine, "model", None) for engine in searcher.engines.values()]
+        for model in models if "segments" in kinds else ():
+            if model is None:  # recorded answers
+                continue
+            adapter = model.config.adapter
+            if adapter.kind == "clip" and adapter.width_of_words != words.shape[1]:
+                raise UserError(
+                    f"{self._records.path}: words {words.shape[1]} wide, the adapter of"
+                    f" {searcher.run} reads {adapter.width_of_words}"
+                )
+        width = self.config.adapter.feature_dim
+        if "cosine" in kinds and len(sentence) != width:
+            raise UserError(
+                f"sentences are {len(sentence)} wide, frames {width}: features of two encoders have"
+                " no cosine; give --no-cosine"
+            )
 
     def film(self, vid: str, duration_s: float) -> Film:
         """A film's features. Raises UserError if they are missing, damaged or of another length."""

@@ -27,6 +27,7 @@ from revisionllm.eval.prediction_run import (
     search_options,
 )
 from revisionllm.grounding.recursion import ORDERS
+from revisionllm.model.hub import path_argument
 from revisionllm.search.cost import Plan
 from revisionllm.search.plans import (
     COSINE_WEIGHT,
@@ -47,7 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `revisionllm eval run`."""
     add_prediction_arguments(parser, DEFAULTS)
     add = parser.add_argument
-    add("--long", nargs="*", default=[], metavar="RUN", help="long runs, coarse to fine")
+    add(
+        "--long",
+        nargs="*",
+        type=path_argument,
+        default=[],
+        metavar="RUN",
+        help="long runs, coarse to fine",
+    )
     add("--plan", default="auto", help="auto, or the name of a plan (%(default)s)")
     add("--order", choices=ORDERS, default="coarse_to_fine", help="(%(default)s)")
     add("--cosine", action=argparse.BooleanOptionalAction, default=True, help="allow that level")

@@ -1,4 +1,4 @@
-"""The LLM and its tokenizer from a local folder, a GGUF file or the hub; device, dtype and
+"""The LLM and its tokenizer from a folder, a GGUF file or the hub's cache; device, dtype and
 attention.
 
 Bases are decoder-only LLMs of the families in `FAMILIES`, as transformers implements them; RoPE,
@@ -8,10 +8,7 @@ masks, biases and norms are each model's own. Vicuna-7B v1.5 is that of the publ
 from __future__ import annotations
 
 import os
-import re
-import socket
 import sys
-import threading
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,6 +28,7 @@ from transformers import (
 
 from revisionllm.errors import UserError, reading
 from revisionllm.files import read_json
+from revisionllm.model.hub import local, missing
 from revisionllm.options import DEVICE
 
 # model_type of the bases that the tests run: Llama 2 and 3, Vicuna, SmolLM2; Qwen 2.5; Qwen 3;
@@ -39,7 +37,6 @@ FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "smollm3")
 # kept in old LLaMA files; the tables are computed in float32 from the config instead
 IGNORED_SUFFIX = "rotary_emb.inv_freq"
 KNOWN_SENTENCE = "a man opens the door"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 GET_BASE = "checkpoints/README.md says where to get it"
 SAFE = {"trust_remote_code": False}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -105,9 +102,7 @@ def choose_attention(attention: str, device: torch.device, dtype: torch.dtype) -
     return "sdpa"
 
 
-def load_base(
-    base: str, *, revision: str | None, dtype: torch.dtype, attention: str = "sdpa"
-) -> PreTrainedModel:
+def load_base(base: str, *, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
     """Load an LLM; every weight must be in the file and used.
 
     Raises:
@@ -115,7 +110,7 @@ def load_base(
             message).
     """
     location, extra = _location(base)
-    config = llm_config(base, revision=revision)
+    config = llm_config(base)
     # transformers 4.56 renamed the argument
     dtype_name = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
     with reading(f"cannot load base {base}", GET_BASE):
@@ -124,7 +119,6 @@ def load_base(
             **extra,
             config=config,
             **{dtype_name: dtype},
-            revision=revision or "main",
             attn_implementation=attention,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they are reported below, with everything else
@@ -138,7 +132,7 @@ def load_base(
     return llm.eval()
 
 
-def llm_config(base: str, *, revision: str | None = None) -> PretrainedConfig:
+def llm_config(base: str) -> PretrainedConfig:
     """The LLM's config.
 
     Raises:
@@ -146,7 +140,7 @@ def llm_config(base: str, *, revision: str | None = None) -> PretrainedConfig:
     """
     location, extra = _location(base)
     with reading(f"no config in base {base}", GET_BASE):
-        config = AutoConfig.from_pretrained(location, **extra, revision=revision or "main", **SAFE)
+        config = AutoConfig.from_pretrained(location, **extra, **SAFE)
     if config.model_type not in FAMILIES:
         raise UserError(
             f"base {base} has model_type {config.model_type!r}; what is read is"
@@ -170,10 +164,10 @@ def _sliding_window(config: PretrainedConfig) -> int | None:
     return None if layers and "sliding_attention" not in layers else window
 
 
-def meta_llm(base: str, *, revision: str | None = None) -> PreTrainedModel:
+def meta_llm(base: str) -> PreTrainedModel:
     """The LLM without its weights (on the meta device): names and shapes, in no memory."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(llm_config(base, revision=revision))
+        return AutoModelForCausalLM.from_config(llm_config(base))
 
 
 def cast_llm(llm: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -192,7 +186,7 @@ def compute_rotary_tables(llm: PreTrainedModel) -> None:
     llm.model.rotary_emb = rotary(config=llm.config).to(llm.device)
 
 
-def load_tokenizer(base: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
     """The base's tokenizer, with a padding token (unk, else eos) and right padding.
 
     Raises:
@@ -200,12 +194,10 @@ def load_tokenizer(base: str, *, revision: str | None = None) -> PreTrainedToken
     """
     location, extra = _location(base)
     with reading(f"no tokenizer in base {base}", GET_BASE):
-        tokenizer = AutoTokenizer.from_pretrained(
-            location, **extra, revision=revision or "main", **SAFE
-        )
+        tokenizer = AutoTokenizer.from_pretrained(location, **extra, **SAFE)
         if "gguf_file" in extra and _gguf_adds_bos(Path(base)):
             tokenizer.add_bos_token = True  # some versions of transformers leave it out
-        _check_tokenizer(tokenizer, base, llm_config(base, revision=revision))
+        _check_tokenizer(tokenizer, base, llm_config(base))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
@@ -255,73 +247,20 @@ def _check_tokenizer(
 
 
 def _location(base: str) -> tuple[str, dict[str, Any]]:
-    """What to give to `from_pretrained`: a folder or hub id, and the file name for GGUF.
+    """What to give to `from_pretrained`: a folder, and the file name for GGUF.
 
     Raises:
-        UserError: a path with no base there.
+        UserError: no base there.
     """
-    path = Path(base)
-    needed = path if path.suffix == ".gguf" else path / "config.json"
-    if is_path(base):
-        if not needed.is_file():
-            raise UserError(f"base not found: {needed}; checkpoints/README.md says where to get it")
-        if path.suffix == ".gguf":
-            return str(path.parent), {"gguf_file": path.name}
-        _refuse_own_code(path)
-        return base, {}
-    if not _is_cached(base) and not hub_is_reachable():
-        raise UserError(
-            f"base {base} is no folder here, nor in the local cache, and the hub cannot be reached;"
-            " checkpoints/README.md says where to get it"
-        )
-    return base, {}
-
-
-def is_path(base: str) -> bool:
-    """Whether a base is a place on this machine and not an id of a hub, `owner/name`."""
-    path = Path(base)
-    if path.exists() or path.suffix == ".gguf" or not HUB_ID.fullmatch(base):
-        return True
-    return path.parent.is_dir()  # checkpoints/vicuna, misspelt
-
-
-def _is_cached(hub_id: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
-
-
-def hub_is_reachable(seconds: float = 3.0) -> bool:
-    """Whether the hub answers at all; asked once, so that nobody waits for time-outs."""
-    from urllib.parse import urlparse
-
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    place = urlparse(constants.ENDPOINT)
-    port = place.port or (443 if place.scheme == "https" else 80)
-    answers: list[bool] = []
-
-    def knock() -> None:
-        try:
-            socket.create_connection((place.hostname, port), timeout=seconds).close()
-            answers.append(True)
-        except OSError:
-            answers.append(False)
-
-    knocking = threading.Thread(target=knock, daemon=True)  # looking up a name has no time limit
-    knocking.start()
-    knocking.join(seconds)
-    return bool(answers) and answers[0]
-
-
-def spare_time_outs() -> None:
-    """Tell huggingface_hub at once that it is offline where the hub does not answer."""
-    from huggingface_hub import constants
-
-    if not hub_is_reachable():
-        constants.HF_HUB_OFFLINE = True
+    path = Path(local(base))
+    if not path.exists():
+        raise UserError(f"base not found: {missing(base)}; {GET_BASE}")
+    if path.suffix == ".gguf":
+        return str(path.parent), {"gguf_file": path.name}
+    if not (path / "config.json").is_file():
+        raise UserError(f"base not found: {path / 'config.json'}; {GET_BASE}")
+    _refuse_own_code(path)
+    return str(path), {}
 
 
 def _refuse_own_code(folder: Path) -> None:

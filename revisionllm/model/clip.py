@@ -1,8 +1,10 @@
-"""The frozen CLIP that turns frames and sentences into features, loaded through open_clip.
+"""The frozen dual encoder that turns frames and sentences into features, "the CLIP" for short.
 
-Frames go in as uint8 batches and are prepared in torch the way the model's own PIL transform does
-it; sentences give token states and one sentence feature, as the released extractor defines them.
-CLIP: https://arxiv.org/abs/2103.00020; open_clip: https://github.com/mlfoundations/open_clip
+CLIPs, SigLIPs, MetaCLIPs, MobileCLIPs and their like, loaded through open_clip (`clip_open.py`) or
+transformers (`clip_transformers.py`). Frames go in as uint8 batches and are prepared in torch the
+way the model's own transform does it; sentences give token states and one sentence feature, as the
+released extractor defines them.
+CLIP: https://arxiv.org/abs/2103.00020; SigLIP: https://arxiv.org/abs/2303.15343
 
 Shapes: N images or sentences, H x W pixels, D the shared embedding, L tokens, W_t the text width.
 """
@@ -14,10 +16,11 @@ import html
 import json
 import os
 import re
-import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,13 +29,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
 from revisionllm.constants import LINE_BREAKS
-from revisionllm.errors import UserError, reading
-from revisionllm.files import read_json, replacing, write_json
-from revisionllm.model.base import checked_device, spare_time_outs
+from revisionllm.errors import UserError
+from revisionllm.model.base import checked_device
+from revisionllm.model.hub import go_offline, is_reference, local, missing
 from revisionllm.versions import warn_if_newer
-
-CONFIG_NAME = "open_clip_config.json"
-WEIGHTS_NAME = "open_clip_model.safetensors"
 
 
 def normalise_query(query: str) -> str:
@@ -40,8 +40,62 @@ def normalise_query(query: str) -> str:
     return query.strip(".").strip(" ").strip("?") + "."
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """What an image tower takes.
+
+    Attributes:
+        size: height = width of its pictures.
+        resize: the shorter side before the crop, at least `size`; squashed pictures have no crop.
+        squash: whether pictures lose their aspect ratio.
+        bilinear: resizing, else bicubic.
+        mean, std: per channel of pictures in 0..1.
+    """
+
+    size: int
+    resize: int
+    squash: bool
+    bilinear: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Towers(Protocol):
+    """An image and a text tower, as a library loads them.
+
+    Attributes:
+        module: both, with all weights.
+        pictures: what `images` takes.
+        about: what tells two towers of equal weights apart, for the fingerprint.
+        dim: D; text_width: W_t.
+        context_length: most tokens of a sentence, special ones included.
+        special_tokens: texts that the tokenizer would take for special tokens.
+    """
+
+    module: nn.Module
+    pictures: Pictures
+    about: dict[str, Any]
+    dim: int
+    text_width: int
+    context_length: int
+    special_tokens: list[str]
+
+    def images(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[n, 3, size, size] to features [n, D]."""
+
+    def texts(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Token states after the final layer norm [n, L, W_t], which of them are words (bool
+        [n, L]), and sentence features [n, D]."""
+
+    def widen(self, states: torch.Tensor) -> torch.Tensor:
+        """Token states through the text tower's projection: [..., W_t] to [..., D]."""
+
+    def num_tokens(self, text: str) -> int:
+        """Tokens of a text, special ones included, before any cut."""
+
+
 class ClipFeatures:
-    """A frozen CLIP with its preprocessing; made by `load_clip`.
+    """A frozen dual encoder with its preprocessing; made by `load_clip`.
 
     Attributes:
         name: what `load_clip` was given.
@@ -53,54 +107,34 @@ class ClipFeatures:
     """
 
     def __init__(
-        self,
-        name: str,
-        model: nn.Module,
-        tokenizer,
-        *,
-        dim: int,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-    ):
-        with reading(f"cannot read the preprocessing of CLIP {name}"):
-            preprocess = dict(model.visual.preprocess_cfg)
-            size = preprocess["size"]
-            height, width = (size, size) if isinstance(size, int) else size
-            mean, std = (torch.tensor(preprocess[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-            scale, shift = 1 / (255 * std), -mean / std
-            if not (torch.isfinite(scale).all() and torch.isfinite(shift).all() and height > 0):
-                raise UserError(f"CLIP {name} states no usable size, mean or std")
-        if height != width or preprocess["resize_mode"] not in ("shortest", "squash"):
-            raise UserError(
-                f"CLIP {name} takes {height}x{width} pictures, resize mode"
-                f" {preprocess['resize_mode']}; only square ones, shortest or squash, are supported"
-            )
+        self, name: str, towers: Towers, *, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
+        pictures = towers.pictures
+        mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (pictures.mean, pictures.std))
+        scale, shift = 1 / (255 * std), -mean / std
+        if not (torch.isfinite(scale).all() and torch.isfinite(shift).all() and pictures.size > 0):
+            raise UserError(f"CLIP {name} states no usable size, mean or std")
         self.name = name
-        self.dim = dim
-        self.image_size = int(height)
+        self.dim = towers.dim
+        self.text_width = towers.text_width
+        self.image_size = pictures.size
+        self.context_length = towers.context_length
         self.device = device
         self._dtype = dtype
-        self._preprocess = preprocess
-        self._tokenizer = tokenizer
-        self._special = _special_tokens(tokenizer)
+        self._pictures = pictures
+        self._towers = towers
+        words = towers.special_tokens
+        self._special = re.compile("|".join(map(re.escape, words)) or r"(?!)", re.IGNORECASE)
         # Frames arrive as [N, H, W, 3] in memory, which is channels_last already; convolutions of
         # ResNet towers run faster on it.
-        self._model = model.eval().requires_grad_(False).to(device)
-        self._model.visual.to(memory_format=torch.channels_last)
+        module = towers.module.eval().requires_grad_(False).to(device)
+        module.to(memory_format=torch.channels_last)
         self._scale, self._shift = scale.to(device), shift.to(device)
-
-    @property
-    def text_width(self) -> int:
-        return _text_tower(self._model).ln_final.weight.shape[0]
-
-    @property
-    def context_length(self) -> int:
-        return int(self._model.context_length)
 
     def decode_size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) a decoder may shrink frames to so that only the crop is left to do."""
-        size = self.image_size
-        if self._preprocess["resize_mode"] == "squash":
+        size = self._pictures.resize
+        if self._pictures.squash:
             return size, size
         if width <= height:
             return size, int(size * height / width)
@@ -109,15 +143,16 @@ class ClipFeatures:
     def preprocess(self, frames: torch.Tensor) -> torch.Tensor:
         """Resize, crop and normalise uint8 [N, H, W, 3] to float32 [N, 3, size, size].
 
-        Equal to open_clip's PIL transform up to one grey level (1/255 before normalising): both
+        Equal to the library's PIL transform up to one grey level (1/255 before normalising): both
         resize 8-bit pictures with antialiasing, rounding can differ.
         """
         pictures = frames.to(self.device).permute(0, 3, 1, 2)
-        size = self.image_size
-        squash = self._preprocess["resize_mode"] == "squash"
-        bilinear = self._preprocess["interpolation"] == "bilinear"
-        mode = InterpolationMode.BILINEAR if bilinear else InterpolationMode.BICUBIC
-        pictures = vision.resize(pictures, [size, size] if squash else [size], mode, antialias=True)
+        size, resize = self._pictures.size, self._pictures.resize
+        mode = InterpolationMode.BICUBIC
+        if self._pictures.bilinear:
+            mode = InterpolationMode.BILINEAR
+        target = [size, size] if self._pictures.squash else [resize]
+        pictures = vision.resize(pictures, target, mode, antialias=True)
         pictures = vision.center_crop(pictures, [size, size])
         return pictures * self._scale + self._shift
 
@@ -131,7 +166,9 @@ class ClipFeatures:
         if not len(frames):
             return torch.zeros(0, self.dim)
         parts = [
-            self._run(lambda batch: self._model.encode_image(self.preprocess(batch)), batch)
+            self._run(
+                lambda batch: self._towers.images(self.preprocess(batch.to(self.device))), batch
+            )
             for batch in frames.split(batch_size)
         ]
         return torch.cat(parts)
@@ -143,58 +180,45 @@ class ClipFeatures:
 
         Returns:
             token_features: per sentence float32 [L, D], the states after the final layer norm
-                without the start and end-of-text tokens; where the text tower is not D wide (it is
-                in CLIP ViT-L/14), through its projection to D, because frames look at them;
-            sentence: float32 [N, D], the projected end-of-text state, not normalised. On the CPU.
+                of its words, without start, end and padding; where the text tower is not D wide
+                (it is in CLIP ViT-L/14), through its projection to D, because frames look at them;
+            sentence: float32 [N, D], not normalised. On the CPU.
 
         Raises:
             UserError: a sentence has more tokens than `context_length`; nothing is cut off.
         """
         texts = [self._text(query) for query in queries]
-        lengths = [self._checked_length(query) for query in queries]
+        for query in queries:
+            self._check_length(query)
         token_features: list[torch.Tensor] = []
         sentences = [torch.zeros(0, self.dim)]
         for start in range(0, len(texts), batch_size):
-            ids = self._tokenizer(texts[start : start + batch_size])
-            states, sentence = self._encode_ids(ids)
-            sentences.append(sentence)
-            token_features += [
-                row[1 : length - 1].clone()
-                for row, length in zip(states, lengths[start : start + batch_size], strict=True)
-            ]
+            states, words, sentence = self._encode(texts[start : start + batch_size])
+            sentences.append(sentence.clone())
+            token_features += [row[mask].clone() for row, mask in zip(states, words, strict=True)]
         return token_features, torch.cat(sentences)
 
-    def _encode_ids(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """States after the final layer norm [n, context, D] and sentence features [n, D]."""
-        states: list[torch.Tensor] = []
-        hook = _text_tower(self._model).ln_final.register_forward_hook(
-            lambda _module, _inputs, output: states.append(output)
-        )
-        try:
-            sentence = self._run(self._model.encode_text, ids)
-        finally:
-            hook.remove()
-        return self._as_wide_as_frames(states[0].float()).cpu(), sentence
-
     @torch.inference_mode()
-    def _as_wide_as_frames(self, states: torch.Tensor) -> torch.Tensor:
-        """[..., W_t] to [..., D], by the text projection where they differ."""
-        projection = _text_tower(self._model).text_projection
-        if states.shape[-1] == self.dim or projection is None:
-            return states
-        if isinstance(projection, torch.nn.Linear):
-            return projection(states.to(projection.weight)).float()
-        return (states.to(projection) @ projection).float()
+    def _encode(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        with self._autocast():
+            states, words, sentence = self._towers.texts(texts)
+        states = states.float()
+        if self.text_width != self.dim:
+            states = self._towers.widen(states).float()
+        return states.cpu(), words.cpu(), sentence.float().cpu()
+
+    def _autocast(self) -> torch.autocast:
+        half = self._dtype != torch.float32
+        return torch.autocast(self.device.type, self._dtype, enabled=half)
 
     @torch.inference_mode()  # callers copy the result outside, so that training may use it
     def _run(self, encode, batch: torch.Tensor) -> torch.Tensor:
-        half = self._dtype != torch.float32
-        with torch.autocast(self.device.type, self._dtype, enabled=half):
-            return encode(batch.to(self.device)).float().cpu()
+        with self._autocast():
+            return encode(batch).float().cpu()
 
     def num_tokens(self, query: str) -> int:
         """Tokens of a sentence, start and end-of-text included, before any limit."""
-        return _count_tokens(self._tokenizer, self._text(query))
+        return self._towers.num_tokens(self._text(query))
 
     def _text(self, query: str) -> str:
         """What is tokenised: one line, in which special tokens are taken apart."""
@@ -203,23 +227,18 @@ class ClipFeatures:
             text = html.unescape(html.unescape(text))
         return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
-    def _checked_length(self, query: str) -> int:
+    def _check_length(self, query: str) -> None:
         num = self.num_tokens(query)
         if num > self.context_length:
             raise UserError(
                 f"sentence too long for CLIP {self.name}: {num} tokens, at most"
                 f" {self.context_length}; shorten it: {query[:60]!r}..."
             )
-        return num
 
     @cached_property
     def _fingerprint(self) -> str:
-        layers = sorted({type(module).__name__ for module in self._model.modules()})
-        # GELU and QuickGELU share weights and differ in features.
-        activations = [layer for layer in layers if layer.endswith("GELU")]
-        config = {"preprocess": self._preprocess, "activations": activations}
-        about = json.dumps(config, sort_keys=True, default=list)
-        return weights_digest(self._model, about)
+        about = json.dumps(self._towers.about, sort_keys=True, default=list)
+        return weights_digest(self._towers.module, about)
 
     def fingerprint(self) -> str:
         """16 hex digits over preprocessing and weights: which CLIP made a feature file."""
@@ -238,186 +257,39 @@ def weights_digest(module: torch.nn.Module, about: str) -> str:
 def load_clip(
     path_or_name: str | os.PathLike, *, device: str = "auto", dtype: str = "float32"
 ) -> ClipFeatures:
-    """Load a CLIP and freeze it.
+    """Load a dual encoder and freeze it. Nothing is downloaded.
 
     Args:
-        path_or_name: a folder with `open_clip_config.json` and `open_clip_model.safetensors`; the
-            OpenAI file `ViT-L-14.pt`; an open_clip name with its tag (`ViT-L-14:openai`); or
-            `hf-hub:owner/model`. The last two download unless cached.
+        path_or_name: a folder in open_clip's layout (`open_clip_config.json`) or in transformers'
+            (`config.json`); `hf:owner/name@revision` of such a folder; an open_clip name with its
+            tag (`ViT-L-14:openai`); or the OpenAI file `ViT-L-14.pt`.
         device: "auto" takes a GPU when there is one.
         dtype: arithmetic of the towers, "float32", or "float16" / "bfloat16" by autocast.
 
     Raises:
         UserError: nothing there, weights missing or not fitting, or the name is unknown.
     """
+    from revisionllm.model import clip_open, clip_transformers
+
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     checked_device(device)
     warn_if_newer()
+    go_offline()
     name = os.fspath(path_or_name)
-    path = Path(name)
-    if path.is_dir():
-        model, tokenizer = _load_open_clip(name, f"local-dir:{_checked_folder(path)}", None)
+    path = Path(local(name))
+    if path.is_dir() and not (path / clip_open.CONFIG_NAME).is_file():
+        towers: Towers = clip_transformers.load_folder(name, path)
+    elif path.is_dir():
+        towers = clip_open.load_folder(name, path)
     elif path.is_file():
-        model, tokenizer = _load_openai_file(path)
-    elif name.startswith("hf-hub:"):
-        spare_time_outs()
-        model, tokenizer = _load_open_clip(name, name, None)
-    elif path.suffix in (".pt", ".safetensors") or os.sep in name:
+        towers = clip_open.load_openai_file(path)
+    elif path.suffix in (".pt", ".safetensors") or os.sep in name or is_reference(name):
+        hint = "" if "/" in name and ";" in missing(name) else "; checkpoints/README.md"
         raise UserError(
-            f"CLIP weights not found: {name}; checkpoints/README.md says where to get them"
+            f"CLIP weights not found: {missing(name)}"
+            + (f"{hint} says where to get them" if hint else "")
         )
     else:
-        model, tokenizer = _load_by_name(name)
-    return ClipFeatures(
-        name,
-        model,
-        tokenizer,
-        dim=_embedding_dim(model),
-        device=torch.device(device),
-        dtype=getattr(torch, dtype),
-    )
-
-
-def save_clip(model: nn.Module, folder: str | os.PathLike, *, model_cfg: dict) -> None:
-    """Write an open_clip model as a folder that `load_clip` (and open_clip's `local-dir:`) reads.
-
-    Args:
-        model: an open_clip model with its `visual.preprocess_cfg`.
-        folder: made if missing.
-        model_cfg: the architecture, as in open_clip's `model_configs/*.json`.
-    """
-    from safetensors.torch import save_file
-
-    folder = Path(folder)
-    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    config = {"model_cfg": model_cfg, "preprocess_cfg": dict(model.visual.preprocess_cfg)}
-    with replacing(folder / WEIGHTS_NAME) as temporary:
-        save_file(weights, temporary)
-    write_json(folder / CONFIG_NAME, config)
-
-
-def _is_clip_text(model: nn.Module, tokenizer) -> bool:
-    """CLIP's own text transformer: pools at the end-of-text token, behind a final layer norm."""
-    import open_clip
-
-    if isinstance(tokenizer, open_clip.SimpleTokenizer):
-        return "ln_final" in _text_tower(model)._modules
-    return isinstance(model, open_clip.CLIP) and model.text_pool_type == "argmax"
-
-
-def _count_tokens(tokenizer, text: str) -> int:
-    """Tokens of a text with start and end-of-text, before any cut to the context length."""
-    import open_clip
-
-    if isinstance(tokenizer, open_clip.SimpleTokenizer):
-        return len(tokenizer.encode(text)) + 2
-    return len(tokenizer.tokenizer(tokenizer.clean_fn(text))["input_ids"])
-
-
-def _special_tokens(tokenizer) -> re.Pattern:
-    """Finds the texts that a tokenizer would take for special tokens."""
-    import open_clip
-
-    if isinstance(tokenizer, open_clip.SimpleTokenizer):
-        words = [tokenizer.decoder[number] for number in tokenizer.all_special_ids]
-    else:
-        words = list(tokenizer.tokenizer.all_special_tokens)
-    return re.compile("|".join(re.escape(word) for word in words) or r"(?!)", re.IGNORECASE)
-
-
-def _text_tower(model: nn.Module) -> nn.Module:
-    """The module that holds `ln_final`: the model itself, or its `text` part in newer configs."""
-    return model if "ln_final" in model._modules else model.text
-
-
-def _embedding_dim(model: nn.Module) -> int:
-    """D, from the text projection."""
-    projection = _text_tower(model).text_projection
-    return projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
-
-
-def _checked_folder(folder: Path) -> Path:
-    if not (folder / CONFIG_NAME).is_file():
-        raise UserError(f"not a CLIP folder, {CONFIG_NAME} is missing: {folder}")
-    read_json(folder / CONFIG_NAME, kind=dict, mend="copy the CLIP again")
-    tokenizer = folder / "tokenizer_config.json"
-    if tokenizer.is_file() and "auto_map" in read_json(tokenizer, kind=dict):
-        raise UserError(
-            f"{tokenizer} names code of its own (auto_map): such CLIPs are not supported"
-        )
-    return folder.resolve()
-
-
-def _load_open_clip(name: str, open_clip_name: str, tag: str | None, **options):
-    """Let open_clip build and fill the model; refuse to go on with random weights."""
-    import open_clip
-
-    with reading(f"cannot load CLIP {name}", "checkpoints/README.md says where to get one"):
-        model = open_clip.create_model(
-            open_clip_name,
-            pretrained=tag,
-            precision="fp32",
-            device="cpu",
-            require_pretrained=True,
-            weights_only=True,
-            **options,
-        )
-        try:
-            tokenizer = open_clip.get_tokenizer(open_clip_name, trust_remote_code=False)
-        except TypeError:  # open_clip's own tokenizer runs no code and does not know the argument
-            tokenizer = open_clip.get_tokenizer(open_clip_name)
-        tokenizer(["a man opens the door."])  # what its files lack would show later
-        _count_tokens(tokenizer, "a man opens the door.")
-    if not _is_clip_text(model, tokenizer):
-        raise UserError(f"the text tower of {name} is not CLIP's own; choose a CLIP that has one")
-    return model, tokenizer
-
-
-def _load_by_name(name: str):
-    import open_clip
-
-    model_name, _, tag = name.partition(":")
-    if open_clip.get_model_config(model_name) is None:
-        raise UserError(
-            f"no CLIP file, folder or open_clip model of this name: {name};"
-            " names look like ViT-L-14:openai"
-        )
-    tags = open_clip.list_pretrained_tags_by_model(model_name)
-    if tag not in tags:
-        raise UserError(
-            f"say which weights of {model_name}, e.g. {model_name}:{tags[0]}; there are"
-            f" {', '.join(tags)}"
-            if tags
-            else f"open_clip knows no weights of {model_name}; give a folder instead"
-        )
-    spare_time_outs()
-    quick_gelu = bool(open_clip.get_pretrained_cfg(model_name, tag).get("quick_gelu"))
-    return _load_open_clip(name, model_name, tag, force_quick_gelu=quick_gelu)
-
-
-def _load_openai_file(path: Path):
-    """OpenAI's own file: a TorchScript archive (as released), or a plain state dict."""
-    import open_clip
-    from open_clip.model import build_model_from_openai_state_dict
-    from open_clip.transform import PreprocessCfg
-
-    with reading(f"not an OpenAI CLIP weight file: {path}", "fetch it again"):
-        weights = _read_openai_weights(path)
-        model = build_model_from_openai_state_dict(weights, cast_dtype=torch.float32).float()
-    open_clip.model.set_model_preprocess_cfg(
-        model, {**vars(PreprocessCfg()), "size": model.visual.image_size}
-    )
-    return model, open_clip.SimpleTokenizer(context_length=model.context_length)
-
-
-def _read_openai_weights(path: Path) -> dict[str, torch.Tensor]:
-    if not zipfile.is_zipfile(path):
-        raise ValueError("it is not a zip archive, as OpenAI's files are; was the download cut?")
-    with zipfile.ZipFile(path) as archive:
-        scripted = any("/code/" in member for member in archive.namelist())
-    if scripted:
-        # TorchScript's reader builds tensors and script objects only; it imports no Python code.
-        return torch.jit.load(str(path), map_location="cpu").state_dict()
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return state.get("state_dict", state)
+        towers = clip_open.load_by_name(name)
+    return ClipFeatures(name, towers, device=torch.device(device), dtype=getattr(torch, dtype))

@@ -125,7 +125,8 @@ class ClipAdapter(nn.Module):
     """Query-aware encoder of windows: text-to-video layers, global token, self-attention layers.
 
     Args:
-        feature_dim: D, width of frame and word features.
+        feature_dim: D, width of the frame features.
+        text_width: W, width of the word features; None: D. Another than D is mapped to D first.
         hidden_size: H, width of the LLM.
         num_text_layers: text-to-video layers.
         num_layers: self-attention layers.
@@ -147,6 +148,7 @@ class ClipAdapter(nn.Module):
         feature_dim: int,
         hidden_size: int,
         *,
+        text_width: int | None = None,
         num_text_layers: int = 2,
         num_layers: int = 2,
         num_heads: int = 8,
@@ -159,6 +161,8 @@ class ClipAdapter(nn.Module):
     ) -> None:
         super().__init__()
         sizes = (feature_dim, num_heads, ffn_dim, dropout)
+        other = text_width not in (None, feature_dim)
+        self.text_projector = nn.Linear(text_width, feature_dim) if other else nn.Identity()
         self.global_rep_token = nn.Parameter(torch.randn(feature_dim))
         self.global_rep_pos = nn.Parameter(torch.randn(feature_dim))
         self.t2v_encoder = LayerStack([TextToVideoLayer(*sizes) for _ in range(num_text_layers)])
@@ -188,8 +192,8 @@ class ClipAdapter(nn.Module):
 
         Args:
             frames_BSTD: [B, S, T, D], or [B, T, D] for one window per query.
-            text_BLD: [B, L, D] word features of the B queries, zero-padded; see
-                `model.queries.query_rows`.
+            text_BLD: [B, L, D] word features of the B queries (W wide if they have a width of their
+                own), zero-padded; see `records.films.query_rows`.
             text_mask_BL: nonzero where a word is; at least one per row. None: all are words.
             output: `segment` (the global token), `frames`, or `all` (global token first).
 
@@ -203,6 +207,7 @@ class ClipAdapter(nn.Module):
             tokens = self.frame_projector(frames_BSTD)
             return self.alternate_layer_norm(tokens).reshape(B, -1, self.hidden_size)
         positions_TD = sine_positions(T, D, frames_BSTD.device).to(frames_BSTD.dtype)
+        text_BLD = self.text_projector(text_BLD)
         frames = self._read_query(frames_BSTD, positions_TD, text_BLD, text_mask_BL)
         tokens = self._collect(frames.reshape(B * S, T, D), positions_TD, output)
         return self.alternate_layer_norm(self.mm_projector(tokens)).reshape(B, -1, self.hidden_size)

@@ -15,6 +15,7 @@ from revisionllm.errors import UserError
 from revisionllm.files import read_json, write_json
 from revisionllm.grounding.calibration import Calibration, from_dict
 from revisionllm.grounding.windows import WindowClock
+from revisionllm.model.hub import is_reference, local, reference_to
 from revisionllm.options import problems
 
 CONFIG_NAME = "config.json"
@@ -47,7 +48,8 @@ class AdapterConfig:
         metadata={"help": "linear: FrameProjector | clip: ClipAdapter (reads the query)"},
     )
     feature_dim: int = field(
-        default=768, metadata={"help": "D, width of the frame and query token features"}
+        default=768,
+        metadata={"help": "D, width of the frame features; mostly of words, too"},
     )
     hidden_size: int = field(
         default=4096, metadata={"help": "H, width of the LLM; a new adapter takes the base's"}
@@ -59,15 +61,28 @@ class AdapterConfig:
     options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "further keyword arguments of the module"}
     )
+    text_width: int | None = field(
+        default=None, metadata={"help": "width of the words' features where it is another than D"}
+    )
 
     @property
     def reads_sentence(self) -> bool:
         """A query's rows end with its sentence feature; see `ClipAdapter`."""
         return bool(self.options.get("reads_sentence"))
 
+    @property
+    def width_of_words(self) -> int:
+        """Width of the words' features that the adapter reads."""
+        return self.text_width or self.feature_dim
+
     def problems(self) -> list[str]:
         """Contradictions, one sentence each."""
         found = []
+        if self.reads_sentence and self.width_of_words != self.feature_dim:
+            found.append(
+                "adapter.options.reads_sentence compares sentence and frames, which need one width,"
+                f" not {self.width_of_words} and {self.feature_dim}"
+            )
         if self.kind not in ADAPTER_KINDS:
             found.append(f"adapter.kind is {self.kind!r}, not one of {ADAPTER_KINDS}")
         if self.output not in ADAPTER_OUTPUTS:
@@ -86,11 +101,11 @@ class RunConfig:
     """
 
     base: str = field(
-        default="", metadata={"help": "LLM: local Hugging Face folder, GGUF file, or hub id"}
+        default="", metadata={"help": "LLM: Hugging Face folder, GGUF file, or hf:owner/name"}
     )
-    base_revision: str | None = field(default=None, metadata={"help": "hub revision of the base"})
     clip: str | None = field(
-        default=None, metadata={"help": "CLIP: local folder or file, or open_clip name"}
+        default=None,
+        metadata={"help": "CLIP: folder, file, hf:owner/name, or NAME:TAG of open_clip"},
     )
     clip_fingerprint: str | None = field(
         default=None, metadata={"help": "of the CLIP that made the features it was trained on"}
@@ -159,7 +174,7 @@ class RunConfig:
         if isinstance(self.adapter, dict):
             self.adapter = AdapterConfig(**self.adapter)
         found = [f"adapter.{text}" for text in _type_problems(self.adapter)]
-        found += self.adapter.problems()
+        found += [] if found else self.adapter.problems()
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 found.append(f"{name} is {getattr(self, name)!r}, not one of {allowed}")
@@ -199,6 +214,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "str | None": (str, type(None)),
     "float": (float,),
     "int": (int,),
+    "int | None": (int, type(None)),
     "bool": (bool,),
     "list[str]": (list,),
     "dict[str, Any]": (dict,),
@@ -227,6 +243,7 @@ def read_config(folder: str | Path) -> RunConfig:
         raise UserError(f"not a run folder: {folder / CONFIG_NAME} is missing or of another format")
     values = read_json(folder / CONFIG_NAME, kind=dict)
     del values["format"]
+    values.pop("base_revision", None)  # of older runs; now a part of the base's reference
     unknown = _unknown_keys(values)
     if unknown:
         raise UserError(
@@ -283,7 +300,15 @@ def _map_paths(config: RunConfig, change: Any) -> RunConfig:
 
 
 def _absolute(path: str, folder: Path) -> str:
-    """Seen from the run folder if something is there or the path says so; else an id, unchanged."""
+    """Seen from the run folder if something is there or the path says so; else a name, unchanged.
+
+    A hub's reference becomes its place in the cache, if it is there.
+    """
+    if is_reference(path):
+        try:
+            return local(path)
+        except UserError:  # whoever loads it says so
+            return path
     seen = folder / path
     is_path = path.startswith(".") or path in (ADAPTER_NAME, LORA_NAME) or os.path.exists(seen)
     return os.path.normpath(seen) if path and is_path else path
@@ -292,5 +317,8 @@ def _absolute(path: str, folder: Path) -> str:
 def _relative(path: str, folder: Path) -> str:
     if not os.path.isabs(path):
         return path
+    reference = reference_to(path)
+    if reference is not None and reference_to(folder) is None:
+        return str(reference)
     short = os.path.relpath(path, folder)
     return path if short.split(os.sep).count("..") > MAX_STEPS_UP else Path(short).as_posix()

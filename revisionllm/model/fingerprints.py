@@ -37,13 +37,15 @@ def run_fingerprint(source: str | Path, **overrides: Any) -> dict[str, str]:
     """
     config, weights = describe(source, **overrides)
     values = {name: value for name, value in asdict(config).items() if name not in PLACES}
+    if config.adapter.text_width is None:  # runs are older than this field
+        del values["adapter"]["text_width"]
     found = {"config": json_digest(values)}
     if weights is not None:
         files = sorted({Path(file) for file, _ in weights.origin.values()})
         found["adapter"] = json_digest([sha256_of(file) for file in files])
     for number, folder in enumerate(config.lora, start=1):
         found[f"LoRA {number}"] = weights_digest(folder)
-    found["base"] = base_stamp(config.base, config.base_revision)
+    found["base"] = base_stamp(config.base)
     calibration = read_calibration(source) if Path(source).is_dir() else None
     if calibration is not None:
         found["calibration"] = json_digest(sha256_of(Path(source) / CALIBRATION_NAME))
@@ -58,11 +60,11 @@ def weights_digest(source: str | Path) -> str:
     return json_digest([[file.name, sha256_of(file)] for file in sorted(files)])
 
 
-def base_stamp(base: str, revision: str | None = None) -> str:
-    """Fingerprint of a base LLM without reading it whole; of a hub id, the id itself."""
+def base_stamp(base: str) -> str:
+    """Fingerprint of a base LLM without reading it whole; of a name that is not here, the name."""
     path = Path(base)
     if not path.exists():
-        return f"{base}@{revision or 'main'}"
+        return base
     files: Iterable[Path] = [path]
     if path.is_dir():
         files = sorted({file for pattern in BASE_FILES for file in path.glob(pattern)})

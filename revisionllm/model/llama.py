@@ -46,8 +46,11 @@ class Generation:
 
 def build_adapter(config: AdapterConfig) -> FrameProjector | ClipAdapter:
     """The adapter that a run's config names, freshly initialised."""
-    kind = {"linear": FrameProjector, "clip": ClipAdapter}[config.kind]
-    return kind(config.feature_dim, config.hidden_size, **config.options)
+    if config.kind == "linear":
+        return FrameProjector(config.feature_dim, config.hidden_size, **config.options)
+    return ClipAdapter(
+        config.feature_dim, config.hidden_size, text_width=config.text_width, **config.options
+    )
 
 
 class GroundingModel(nn.Module):

@@ -38,6 +38,7 @@ from revisionllm.model.config import (
     read_config,
     write_config,
 )
+from revisionllm.model.hub import local, missing
 from revisionllm.model.llama import GroundingModel, build_adapter
 from revisionllm.model.lora import load_lora, merge_lora, save_lora
 from revisionllm.model.prompts import check_template
@@ -95,14 +96,12 @@ def load_model(
     chosen_dtype = choose_dtype(dtype, chosen_device)
     attention = choose_attention(attention, chosen_device, chosen_dtype)
 
-    tokenizer = load_tokenizer(config.base, revision=config.base_revision)
+    tokenizer = load_tokenizer(config.base)
     check_template(tokenizer, config.prompt_template)
     apart = config.lora[-1:] if lora_mode != "merge" else []
     merged = config.lora[: len(config.lora) - len(apart)]
     load_dtype = DTYPES[config.merge_dtype] if merged else chosen_dtype
-    llm = load_base(
-        config.base, revision=config.base_revision, dtype=load_dtype, attention=attention
-    )
+    llm = load_base(config.base, dtype=load_dtype, attention=attention)
     for folder in merged:
         llm = merge_lora(load_lora(llm, folder))
     cast_llm(llm.requires_grad_(False), chosen_dtype)
@@ -128,7 +127,7 @@ def describe(source: str | Path, **overrides: Any) -> tuple[RunConfig, AdapterWe
     Raises:
         UserError: not a source, or something is missing beside it.
     """
-    path = Path(source).expanduser()
+    path = Path(local(source)).expanduser()
     overrides = {k: str(v) if isinstance(v, Path) else v for k, v in overrides.items()}
     if not is_run_folder(path):
         if (path / "complete.json").is_file():  # of train/checkpoints.py
@@ -137,6 +136,8 @@ def describe(source: str | Path, **overrides: Any) -> tuple[RunConfig, AdapterWe
                 f" revisionllm run from-checkpoint {path} --to FOLDER"
             )
         if not is_released(path):
+            if not path.exists():
+                raise UserError(f"no model at {path}: {missing(str(source))}")
             raise UserError(f"no model at {path}: neither a run folder nor a published checkpoint")
         return released_run(path.resolve(), **overrides)
     several = overrides.get("adapter_file")

@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 
 from revisionllm.errors import UserError, reading
 from revisionllm.files import read_json
+from revisionllm.model.hub import local
 from revisionllm.model.tensors import check_tensors, read_tensors, write_tensors
 
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -88,7 +89,7 @@ def lora_weights_file(folder: str | Path) -> Path:
     Raises:
         UserError: the folder holds no LoRA.
     """
-    folder = Path(folder)
+    folder = Path(local(folder))
     for name in WEIGHT_FILES:
         if (folder / CONFIG_FILE).is_file() and (folder / name).is_file():
             return folder / name
@@ -157,7 +158,7 @@ def read_lora_config(folder: str | Path) -> LoraConfig:
     Raises:
         UserError: it cannot be read, or tells of another kind.
     """
-    path = Path(folder) / CONFIG_FILE
+    path = Path(local(folder)) / CONFIG_FILE
     described = _described(path)
     with reading(f"cannot read {path}", "copy the LoRA again"):
         return LoraConfig(**described)

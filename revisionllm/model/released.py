@@ -25,6 +25,7 @@ from revisionllm.model.config import (
     is_run_folder,
     read_config,
 )
+from revisionllm.model.hub import local
 from revisionllm.model.lora import CONFIG_FILE
 from revisionllm.model.tensors import read_tensors
 
@@ -94,7 +95,7 @@ class AdapterWeights:
 
 def adapter_file_in(path: str | Path) -> Path:
     """The file with adapter weights: `path` itself, or the one inside a run or released folder."""
-    path = Path(path)
+    path = Path(local(path))
     for name in (ADAPTER_NAME, NON_LORA_NAME, "mm_projector.bin"):
         if (path / name).is_file():
             return path / name

@@ -169,9 +169,10 @@ class Searcher:
 def query_cosine(
     film: Film, queries: Sequence[Query], levels: Sequence[Level] = ()
 ) -> SpanCosine | None:
-    """Text-frame cosine of the queries in a film; None where no query has a sentence feature, or
-    where a level needs all of them and one is missing."""
+    """Text-frame cosine of the queries in a film; None where no query has a sentence feature (as
+    wide as the frames'), or where a level needs all of them and one is missing."""
     known = [query.feature for query in queries if query.feature is not None]
+    known = [feature for feature in known if len(feature) == film.features.shape[1]]
     needed = any(level.kind != "dense" for level in levels)
     if not known or (needed and len(known) < len(queries)):
         return None

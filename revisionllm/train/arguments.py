@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from revisionllm.errors import UserError
+from revisionllm.model.hub import is_reference, local, missing
 from revisionllm.options import Parser, problems
 from revisionllm.train.stages import DATASETS, STAGES, Stage, find_stage
 
@@ -23,6 +24,8 @@ SCHEDULES = {
     "constant": lambda done: 1.0,
 }
 LORA_INITS = ("new", "continue", "merge_then_new")
+# arguments that take a model of the hub, too
+MODELS = ("base", "init_projector", "init_lora", "init_adapter", "clip")
 NO_DEEPSPEED = "none"
 # input -> what makes it
 MADE_BY = {
@@ -202,7 +205,7 @@ class TrainArguments:
         found = {"data_path": self.data_path or [None], "features": [self.features]}
         if self.row.needs_text:
             found["text_features"] = [self.text_features]
-        for name in ("base", "init_projector", "init_lora", "init_adapter"):
+        for name in MODELS[:-1]:
             if getattr(self, name) is not None:
                 found[name] = [getattr(self, name)]
         if self.deepspeed != NO_DEEPSPEED:
@@ -245,10 +248,22 @@ def parse(argv: list[str] | None = None) -> TrainArguments:
     given = {k: None if v == "" else v for k, v in vars(build_parser().parse_args(argv)).items()}
     args = TrainArguments(**{k: given[k] for k in ("dataset", "stage") if k in given})
     args = replace(args, **(dict(args.row.defaults) | given))
+    for name in MODELS:
+        setattr(args, name, _in_cache(getattr(args, name)))
     if args.segment_stride_s is None:
         args.segment_stride_s = args.window_s / 5
     args.output_dir = args.output_dir.replace("{num_segments}", str(args.num_segments))
     return args
+
+
+def _in_cache(place: str | None) -> str | None:
+    """A hub's reference as its place in the local cache, if it is there."""
+    if place is None or not is_reference(place):
+        return place
+    try:
+        return local(place)
+    except UserError:  # `check` says so, together with the rest
+        return place
 
 
 def accumulation(args: TrainArguments, world_size: int) -> int:
@@ -349,8 +364,17 @@ def _missing(args: TrainArguments) -> list[str]:
             if path is None:
                 found.append(f"--{name} is needed ({MADE_BY[name]})")
                 continue
-            hub_id = name == "base" and not path.startswith((".", "/", "checkpoints"))
-            there = Path(path).exists() or Path(f"{path}.h5").exists() or hub_id
-            if not there:
-                found.append(f"--{name} {path} is not there ({MADE_BY[name]})")
+            if is_reference(path):
+                found += _not_in_cache(name, path)
+            elif not (Path(path).exists() or Path(f"{path}.h5").exists()):
+                hint = missing(path).partition("; ")[2] if name in MODELS else ""
+                found.append(f"--{name} {path} is not there ({hint or MADE_BY[name]})")
     return found
+
+
+def _not_in_cache(name: str, reference: str) -> list[str]:
+    try:
+        local(reference)
+    except UserError as error:
+        return [f"--{name}: {error}"]
+    return []

@@ -307,6 +307,7 @@ def build_dataset(
     seed: int = 0,
     skip_bad: bool = False,
     feature_dim: int | None = None,
+    text_width: int | None = None,
     clip_fingerprint: str | None = None,
 ) -> GroundingDataset:
     """Open and check everything a stage reads, every row of the features included.
@@ -319,6 +320,7 @@ def build_dataset(
         seed: of every random choice.
         skip_bad: leave out what is bad, with a line for each, instead of stopping.
         feature_dim: width that the adapter reads; None: any.
+        text_width: of the queries' words that it reads; None: any.
         clip_fingerprint: of the CLIP that the start was trained on; None: not known.
 
     Raises:
@@ -349,6 +351,8 @@ def build_dataset(
             problems.append(f"{text.path}: query {annotation.query_id}: no text features")
         elif annotation.video_id not in bad_films:
             usable.append(annotation)
+    if text is not None and usable and text_width is not None:
+        problems += _text_problems(text, usable[0].query_id, text_width)
     require_good("training data", problems, skip_bad=skip_bad)
     if not usable:
         raise UserError(f"no usable annotation in {', '.join(map(str, paths))}")
@@ -382,6 +386,13 @@ def _open_text(path: str | Path | None) -> LmdbRecords:
             " with mad_clip_text_extractor.py or chapters_clip_text_extractor.py"
         )
     return LmdbRecords(path)
+
+
+def _text_problems(text: LmdbRecords, query_id: str, text_width: int) -> list[str]:
+    width = read_query(text, query_id)[0].shape[1]
+    if width == text_width:
+        return []
+    return [f"{text.path}: words {width} wide, the adapter reads {text_width}"]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from revisionllm.errors import UserError
+from revisionllm.model.hub import is_reference
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -141,6 +142,8 @@ def _own(path: Path, stage: str, values: dict[str, Any], earlier: dict[str, Stag
     def place(name: str, value: Any) -> Any:
         if isinstance(value, list):
             return [place(name, one) for one in value]
+        if isinstance(value, str) and is_reference(value):
+            return value
         if name in PATHS or (name in NAMES_OR_PATHS and (folder / value).exists()):
             return str(folder / value)
         return value

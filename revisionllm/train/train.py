@@ -217,6 +217,7 @@ def training_data(args: TrainArguments) -> tuple[Any, Any]:
         seed=args.seed,
         skip_bad=args.skip_bad,
         feature_dim=adapter.feature_dim,
+        text_width=adapter.width_of_words,
         clip_fingerprint=known_clip(args),
     )
     sampler = QuestionBatchSampler(

@@ -26,7 +26,8 @@ from revisionllm.data.vidchap7m import (
     chapters_to_activitynet,
 )
 from revisionllm.formats.annotations import read_annotations
-from revisionllm.model.clip import load_clip, save_clip
+from revisionllm.model.clip import load_clip
+from revisionllm.model.clip_open import save_clip
 
 TRAIN_LINES = [
     {

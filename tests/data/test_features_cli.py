@@ -15,7 +15,8 @@ import torch
 
 from revisionllm.cli import main
 from revisionllm.data.stores.feature_store import open_features
-from revisionllm.model.clip import load_clip, save_clip
+from revisionllm.model.clip import load_clip
+from revisionllm.model.clip_open import save_clip
 
 EXAMPLE = Path(__file__).parents[1] / "assets" / "data" / "lmdb_example"
 MODEL_CFG = {

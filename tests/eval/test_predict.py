@@ -149,7 +149,7 @@ def test_segments_and_their_restriction(tiny, dense, tmp_path):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("checkpoint", "no checkpoint at"),
+        ("checkpoint", "no checkpoint /"),
         ("data_path", "no annotations at"),
         ("features", "feature store not found"),
         ("text_features", "no text features at"),

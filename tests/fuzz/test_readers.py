@@ -298,7 +298,7 @@ def test_damaged_bases(tmp_path, seed):
 
     def read() -> None:
         load_tokenizer(str(base))
-        load_base(str(base), revision=None, dtype=torch.float32)
+        load_base(str(base), dtype=torch.float32)
 
     fed(read)
 
@@ -324,7 +324,7 @@ def test_damaged_loras(tmp_path, seed):
     victim = lora / ("adapter_config.json" if rng.random() < 0.7 else "adapter_model.safetensors")
     document = json.loads(victim.read_text()) if victim.suffix == ".json" else None
     victim.write_bytes(damage(victim.read_bytes(), document, rng))
-    llm = load_base(str(base), revision=None, dtype=torch.float32)
+    llm = load_base(str(base), dtype=torch.float32)
     fed(lambda: load_lora(llm, lora))
 
 

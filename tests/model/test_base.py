@@ -20,7 +20,7 @@ PROMPT = "USER: \nDuring which frames can we see a man 12?"
 
 
 def load(path, dtype=torch.float32):
-    return base.load_base(str(path), revision=None, dtype=dtype)
+    return base.load_base(str(path), dtype=dtype)
 
 
 @torch.no_grad()

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from revisionllm.errors import UserError
-from revisionllm.model import clip as clip_module
-from revisionllm.model.clip import load_clip, normalise_query, save_clip
+from revisionllm.model import clip_open
+from revisionllm.model.clip import load_clip, normalise_query
+from revisionllm.model.clip_open import save_clip
 
 TEXT_CFG = {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
 RESNET_CFG = {
@@ -142,10 +143,10 @@ def test_text_features_are_the_released_definition(folder):
 
 def test_text_towers_of_both_open_clip_layouts_agree(folder, tmp_path):
     """`custom_text` configs keep the text tower in a module of its own, with the same weights."""
-    config = json.loads((folder / clip_module.CONFIG_NAME).read_text())
+    config = json.loads((folder / clip_open.CONFIG_NAME).read_text())
     config["model_cfg"]["custom_text"] = True
-    (tmp_path / clip_module.CONFIG_NAME).write_text(json.dumps(config))
-    shutil.copy(folder / clip_module.WEIGHTS_NAME, tmp_path)
+    (tmp_path / clip_open.CONFIG_NAME).write_text(json.dumps(config))
+    shutil.copy(folder / clip_open.WEIGHTS_NAME, tmp_path)
     plain, custom = (load_clip(path, device="cpu") for path in (folder, tmp_path))
     assert (custom.dim, custom.text_width) == (plain.dim, plain.text_width)
     for one, other in zip(
@@ -189,7 +190,7 @@ def test_fingerprint_follows_weights_and_preprocessing(folder, tmp_path):
     clip = load_clip(folder, device="cpu")
     first = clip.fingerprint()
     assert len(first) == 16 and first == load_clip(folder, device="cpu").fingerprint()
-    config = json.loads((folder / clip_module.CONFIG_NAME).read_text())
+    config = json.loads((folder / clip_open.CONFIG_NAME).read_text())
     model = open_clip.create_model(f"local-dir:{folder}", device="cpu")
     config["preprocess_cfg"]["mean"] = [0.5, 0.5, 0.5]
     open_clip.model.set_model_preprocess_cfg(model, config["preprocess_cfg"])
@@ -251,12 +252,12 @@ def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path):
     no_weights = tmp_path / "no_weights"
     no_weights.mkdir()
     config = {"model_cfg": VIT_CFG, "preprocess_cfg": {}}
-    (no_weights / clip_module.CONFIG_NAME).write_text(json.dumps(config))
+    (no_weights / clip_open.CONFIG_NAME).write_text(json.dumps(config))
     (tmp_path / "bare").mkdir()
     for name, words in [
         (tmp_path / "absent" / "ViT-L-14.pt", "not found"),
         (tmp_path / "bad.pt", "not an OpenAI CLIP weight file"),
-        (tmp_path / "bare", "open_clip_config.json is missing"),
+        (tmp_path / "bare", "open_clip_config.json or config.json is missing"),
         (no_weights, "cannot load CLIP"),
         ("ViT-Q-99", "no CLIP file, folder or open_clip model"),
         ("ViT-L-14", "e.g. ViT-L-14:openai"),

@@ -145,3 +145,18 @@ def test_half_precision_stays_close(adapter):
     found = adapter.bfloat16()(frames.bfloat16(), text.bfloat16(), mask)
     assert found.dtype == torch.bfloat16
     assert (found - wanted).abs().max() < 0.03 * wanted.abs().max()
+
+
+@torch.no_grad()
+def test_words_of_another_width_are_mapped_first(adapter):
+    torch.manual_seed(2)
+    wide = ClipAdapter(D, H, text_width=20, num_heads=4, ffn_dim=48).eval()
+    wide.load_state_dict(adapter.state_dict(), strict=False)
+    frames, _, mask = inputs()
+    words = torch.randn(3, L, 20)
+    mapped = words @ wide.text_projector.weight.T + wide.text_projector.bias
+    torch.testing.assert_close(wide(frames, words, mask), adapter(frames, mapped, mask))
+    assert set(wide.state_dict()) - set(adapter.state_dict()) == {
+        "text_projector.weight",
+        "text_projector.bias",
+    }

@@ -20,8 +20,7 @@ from revisionllm.model.config import (
 
 def test_round_trip_keeps_every_field(tmp_path):
     config = RunConfig(
-        base="lmsys/vicuna-7b-v1.5",
-        base_revision="abc",
+        base="hf:lmsys/vicuna-7b-v1.5@abc",
         clip="ViT-L-14",
         adapter=AdapterConfig("clip", 8, 16, "alternate", {"output_norm": True}),
         lora=[str(tmp_path / "parent" / "lora"), str(tmp_path / "run" / "lora")],

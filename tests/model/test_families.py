@@ -214,7 +214,7 @@ def test_saved_bases_load_equal_and_keep_their_frequencies(family, tmp_path):
     ids = torch.tensor([[1, 5, 6, 7, 8]])
     llm = llm_of(family)
     save_base(llm, tmp_path / "base")
-    loaded = load_base(str(tmp_path / "base"), revision=None, dtype=torch.float32)
+    loaded = load_base(str(tmp_path / "base"), dtype=torch.float32)
     torch.testing.assert_close(loaded(ids).logits, llm(ids).logits)
     assert {n: p.shape for n, p in meta_llm(str(tmp_path / "base")).named_parameters()} == {
         n: p.shape for n, p in llm.named_parameters()
@@ -234,4 +234,4 @@ def test_a_sliding_window_is_refused(tmp_path):
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"sliding_window": null', '"sliding_window": 64'))
     with pytest.raises(UserError, match="last 64 tokens"):
-        load_base(str(tmp_path), revision=None, dtype=torch.float32)
+        load_base(str(tmp_path), dtype=torch.float32)

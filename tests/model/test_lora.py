@@ -67,7 +67,7 @@ def test_merge_equals_the_formula(dtype):
     """B A in float32, times alpha / r, rounded to the base's dtype, added there."""
     base = load_file(BASE / "model.safetensors")
     lora = load_file(DENSE / "adapter_model.safetensors")
-    merged = merge_lora(load_lora(load_base(str(BASE), revision=None, dtype=dtype), DENSE))
+    merged = merge_lora(load_lora(load_base(str(BASE), dtype=dtype), DENSE))
     checked = 0
     for name, weight in merged.named_parameters():
         wanted = base[name].to(dtype)
@@ -82,7 +82,7 @@ def test_merge_equals_the_formula(dtype):
 
 @torch.no_grad()
 def test_merged_equals_unmerged():
-    apart = load_lora(load_base(str(BASE), revision=None, dtype=torch.float32), DENSE)
+    apart = load_lora(load_base(str(BASE), dtype=torch.float32), DENSE)
     unmerged = apart.get_base_model().eval()(IDS).logits
     merged = merge_lora(apart)(IDS).logits
     torch.testing.assert_close(merged, unmerged, atol=2e-5, rtol=0)
@@ -94,9 +94,7 @@ def test_bin_and_safetensors_are_the_same(tmp_path):
     torch.save(load_file(DENSE / "adapter_model.safetensors"), tmp_path / "adapter_model.bin")
     (tmp_path / "adapter_model.safetensors").unlink()
     logits = [
-        merge_lora(load_lora(load_base(str(BASE), revision=None, dtype=torch.float32), folder))(
-            IDS
-        ).logits
+        merge_lora(load_lora(load_base(str(BASE), dtype=torch.float32), folder))(IDS).logits
         for folder in (DENSE, tmp_path)
     ]
     assert torch.equal(*logits)
@@ -104,7 +102,7 @@ def test_bin_and_safetensors_are_the_same(tmp_path):
 
 @torch.no_grad()
 def test_stacked_loras_add_up_in_order():
-    llm = load_base(str(BASE), revision=None, dtype=torch.float16)
+    llm = load_base(str(BASE), dtype=torch.float16)
     for folder in (DENSE, ASSETS / "ckpt_stage2_cls"):
         llm = merge_lora(load_lora(llm, folder))
     name = "model.layers.1.mlp.up_proj"
@@ -136,7 +134,7 @@ def test_save_and_load_keep_every_bit(tmp_path):
 def test_the_saved_config_has_one_order_of_modules(tmp_path):
     """peft keeps their names in a set, in another order in every process."""
     modules = json.loads((DENSE / "adapter_config.json").read_text())["target_modules"]
-    llm = load_base(str(BASE), revision=None, dtype=torch.float32)
+    llm = load_base(str(BASE), dtype=torch.float32)
     save_lora(load_lora(llm, DENSE), tmp_path / "lora")
     saved = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     assert saved["target_modules"] == sorted(modules)
@@ -148,7 +146,7 @@ def test_modules_named_by_a_pattern_are_the_same_modules(tmp_path):
     config = json.loads(path.read_text())
     pattern = ".*(" + "|".join(config["target_modules"]) + ")"
     path.write_text(json.dumps(config | {"target_modules": pattern}))
-    loaded = [load_base(str(BASE), revision=None, dtype=torch.float32) for _ in range(2)]
+    loaded = [load_base(str(BASE), dtype=torch.float32) for _ in range(2)]
     for llm, folder in zip(loaded, (DENSE, tmp_path), strict=True):
         load_lora(llm, folder)
     one, other = (dict(llm.named_parameters()) for llm in loaded)
@@ -164,7 +162,7 @@ def test_what_does_not_fit_is_refused(tmp_path, change, message):
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=message):
-        load_lora(load_base(str(BASE), revision=None, dtype=torch.float32), tmp_path)
+        load_lora(load_base(str(BASE), dtype=torch.float32), tmp_path)
 
 
 def test_folder_without_lora_is_named(tmp_path):
@@ -179,7 +177,7 @@ def test_configs_of_a_newer_peft_are_read_if_they_use_nothing_new(tmp_path):
     document = json.loads(path.read_text())
     harmless = {"peft_version": "9.9", "of_tomorrow_size": 16, "use_tomorrow": False, "other": None}
     path.write_text(json.dumps(document | harmless))
-    load_lora(load_base(str(BASE), revision=None, dtype=torch.float32), folder)
+    load_lora(load_base(str(BASE), dtype=torch.float32), folder)
     path.write_text(json.dumps(document | {"use_tomorrow": True}))
     with pytest.raises(UserError, match="does not know use_tomorrow"):
-        load_lora(load_base(str(BASE), revision=None, dtype=torch.float32), folder)
+        load_lora(load_base(str(BASE), dtype=torch.float32), folder)

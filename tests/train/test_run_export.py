@@ -57,4 +57,4 @@ def test_nothing_is_replaced(run, tmp_path, capsys):
     assert main(["run", "export", str(run), "--to", str(tmp_path / "there")]) == 2
     assert "exists" in capsys.readouterr().err
     assert main(["run", "export", str(tmp_path / "none"), "--to", str(tmp_path / "x")]) == 2
-    assert "no run at" in capsys.readouterr().err and not (tmp_path / "x").exists()
+    assert "no run " in capsys.readouterr().err and not (tmp_path / "x").exists()

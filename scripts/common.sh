@@ -173,6 +173,14 @@ first_of_slurm() { # prints the first machine of a SLURM job
 
 launch_train() {
     help_of revisionllm/train/train.py "$@"
+    case " $* " in
+    *" --estimate "*)
+        use_environment train
+        cd "$ROOT"
+        run "$PY" revisionllm/train/train.py "$@"
+        return
+        ;;
+    esac
     nodes=${NNODES:-${SLURM_NNODES:-1}}
     if [ "$nodes" -gt 1 ]; then
         node_rank=${NODE_RANK:-${SLURM_NODEID:-}}

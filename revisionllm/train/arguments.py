@@ -237,7 +237,17 @@ def build_parser() -> argparse.ArgumentParser:
             extra = {key: meta[key] for key in ("choices", "nargs") if key in meta}
             flags = ["--dataset", "--recipe"] if item.name == "dataset" else [f"--{item.name}"]
             group.add_argument(*flags, type=meta["type"], help=text, **extra)
+    groups["machine"].add_argument(
+        "--estimate",
+        action="store_true",
+        help="print memory per device, FLOPs and hours, from shapes alone; nothing is loaded",
+    )
     return parser
+
+
+def wants_estimate(argv: list[str] | None = None) -> bool:
+    """Is `--estimate` among the flags?"""
+    return "estimate" in vars(build_parser().parse_args(argv))
 
 
 def parse(argv: list[str] | None = None) -> TrainArguments:
@@ -246,6 +256,7 @@ def parse(argv: list[str] | None = None) -> TrainArguments:
     An empty value (`--init_projector ""`) takes a default of the stage away.
     """
     given = {k: None if v == "" else v for k, v in vars(build_parser().parse_args(argv)).items()}
+    given.pop("estimate", None)
     args = TrainArguments(**{k: given[k] for k in ("dataset", "stage") if k in given})
     args = replace(args, **(dict(args.row.defaults) | given))
     for name in MODELS:
@@ -301,6 +312,17 @@ def check(args: TrainArguments, world_size: int = 1) -> None:
 def argument_problems(args: TrainArguments) -> list[str]:
     """Contradictions, numbers out of range and missing files, one phrase each."""
     return _contradictions(args) + _bad_numbers(args) + _missing(args)
+
+
+def check_numbers(args: TrainArguments) -> None:
+    """Refuse what cannot work, whatever files there are.
+
+    Raises:
+        UserError: every contradiction and every number out of range, in one message.
+    """
+    found = _contradictions(args) + _bad_numbers(args)
+    if found:
+        raise UserError(f"{args.dataset} {args.stage}: " + "; ".join(found))
 
 
 def _contradictions(args: TrainArguments) -> list[str]:

@@ -5,8 +5,9 @@
 
 Further flags go to every stage (`revisionllm/train/train.py --help` lists them). A stage that
 is trained already is left alone and a killed one goes on, so the same command finishes what was
-begun. NUM_GPUS=2 takes two GPUs, or two processes on a CPU; DRY_RUN=1 prints the commands only. On
-several machines start it on each with NNODES, NODE_RANK and MASTER_ADDR set, or under `srun`.
+begun. `--estimate` prints memory and hours of each stage and trains nothing. NUM_GPUS=2 takes two
+GPUs, or two processes on a CPU; DRY_RUN=1 prints the commands only. On several machines start it on
+each with NNODES, NODE_RANK and MASTER_ADDR set, or under `srun`.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ def wanted(args: argparse.Namespace) -> list[list[str]]:
 
 
 def command_of(recipe: str, words: list[str], flags: list[str]) -> list[str]:
-    """What starts a stage on all devices of this machine."""
+    """What starts a stage on all devices of this machine; an estimate needs none of them."""
+    if "--estimate" in flags:
+        return [sys.executable, str(HERE / "train.py"), "--recipe", recipe, *words, *flags]
     command = [sys.executable, str(HERE / "launch.py"), "--nproc_per_node", str(num_devices())]
     environment = os.environ
     nodes = environment.get("NNODES", environment.get("SLURM_NNODES", "1"))

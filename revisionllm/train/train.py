@@ -31,7 +31,9 @@ from revisionllm.train.arguments import (
     TrainArguments,
     accumulation,
     check,
+    check_numbers,
     parse,
+    wants_estimate,
 )
 
 log = logging.getLogger("revisionllm.train")
@@ -56,6 +58,12 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> int:
         args = parse(argv)
+        if wants_estimate(argv):
+            from revisionllm.train.estimate import estimate
+
+            check_numbers(args)
+            print(estimate(args))
+            return 0
         if args.deepspeed != NO_DEEPSPEED:
             stand_alone()
         check(args, world_size())

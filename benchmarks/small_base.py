@@ -218,7 +218,8 @@ def main() -> None:
     args = parser.parse_args()
     args.base = (args.base or gguf_of_smollm2()).resolve()
     made = [sys.executable, str(ROOT / "revisionllm/demo/training_files.py")]
-    made += ["--films", str(args.films), "--minutes", str(args.minutes), "--sentences", "60"]
+    made += ["--films", str(args.films), "--minutes", str(args.minutes)]
+    made += ["--sentences", str(round(2 * args.minutes))]
     made += ["--clip", str(args.clip), "--cache", str(args.out / "cache")]
     subprocess.run([*made, "--out", str(args.out / "data")], check=True)
     if not (args.out / "small.toml").exists():
@@ -227,7 +228,7 @@ def main() -> None:
     subprocess.run(command, check=True, cwd=args.out)
     for run in (args.out / "dense", *args.beside):
         for name, value in judge(run, args.out).items():
-            print(f"{run.name:16} {name:22} {value:.3f}")
+            print(f"{run}: {name:22} {value:.3f}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from revisionllm.model.config import AdapterConfig, RunConfig
 from revisionllm.model.llama import GroundingModel, build_adapter
 from revisionllm.model.lora import new_lora
 from revisionllm.options import Parser
+from revisionllm.train.estimate import Shape, one_pass
 from revisionllm.train.losses import QuestionLosses
 
 FRAMES, FEATURE_DIM = 250, 768  # MAD
@@ -129,7 +130,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--shape", choices=SHAPES, default="small", help="of the LLM (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="the best one counts (3)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu, cuda, or meta: memory by --estimate's count alone"
+    )
     parser.add_argument("--dtype", choices=LARGEST_DIFFERENCE, default="float32", help="of weights")
     parser.add_argument("--peak_tflops", type=float, help="of the device, to give shares of it")
     args = parser.parse_args(argv)
@@ -137,6 +140,13 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
     model = build_model(args.shape, args.device, dtype)
+    if args.device == "meta":
+        text = BEFORE + SHARED + OWN + ANSWER
+        shape = Shape(args.questions, FRAMES, text, args.questions * ANSWER, 0, 0)
+        count = one_pass(model.model, shape, recompute=False)
+        weights = count.frozen_bytes + dtype.itemsize * count.trained
+        print(f"batch {args.questions}: {(weights + count.live_bytes) / 2**30:.1f} GiB estimated")
+        return 0
     base = sum(p.numel() for n, p in model.named_parameters() if ".lora_" not in n)
     layers = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n)
     plain, packed = (

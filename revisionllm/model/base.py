@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -259,16 +260,18 @@ def _location(base: str) -> tuple[str, dict[str, Any]]:
         return str(path.parent), {"gguf_file": path.name}
     if not (path / "config.json").is_file():
         raise UserError(f"base not found: {path / 'config.json'}; {GET_BASE}")
-    _refuse_own_code(path)
+    refuse_own_code(path, "bases")
     return str(path), {}
 
 
-def _refuse_own_code(folder: Path) -> None:
-    """Raises UserError if a base brings Python code of its own, which is never run."""
-    for name in ("config.json", "tokenizer_config.json"):
+def refuse_own_code(
+    folder: Path, models: str, names: Sequence[str] = ("config.json", "tokenizer_config.json")
+) -> None:
+    """Raises UserError if a model brings Python code of its own, which is never run."""
+    for name in names:
         if (folder / name).is_file() and "auto_map" in read_json(folder / name, kind=dict):
             raise UserError(
-                f"{folder / name} names code of its own (auto_map): such bases are not supported"
+                f"{folder / name} names code of its own (auto_map): such {models} are not supported"
             )
 
 

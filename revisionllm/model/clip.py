@@ -34,6 +34,8 @@ from revisionllm.model.base import checked_device
 from revisionllm.model.hub import go_offline, is_reference, local, missing
 from revisionllm.versions import warn_if_newer
 
+GET_CLIP = "checkpoints/README.md says where to get one"
+
 
 def normalise_query(query: str) -> str:
     """The sentence as the text tower sees it: dots, spaces and question marks stripped, one dot."""

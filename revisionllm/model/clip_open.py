@@ -16,13 +16,13 @@ from torch import nn
 
 from revisionllm.errors import UserError, reading
 from revisionllm.files import read_json, replacing, write_json
-from revisionllm.model.clip import Pictures
+from revisionllm.model.base import refuse_own_code
+from revisionllm.model.clip import GET_CLIP, Pictures
 from revisionllm.model.hub import missing
 
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAME = "open_clip_model.safetensors"
 HUB_FILES = (WEIGHTS_NAME, "open_clip_pytorch_model.bin", "open_clip_pytorch_model.safetensors")
-GET_CLIP = "checkpoints/README.md says where to get one"
 
 
 def save_clip(model: nn.Module, folder: str | os.PathLike, *, model_cfg: dict) -> None:
@@ -163,11 +163,7 @@ def _checked_folder(folder: Path) -> Path:
     if not (folder / CONFIG_NAME).is_file():
         raise UserError(f"not a CLIP folder, {CONFIG_NAME} is missing: {folder}")
     read_json(folder / CONFIG_NAME, kind=dict, mend="copy the CLIP again")
-    tokenizer = folder / "tokenizer_config.json"
-    if tokenizer.is_file() and "auto_map" in read_json(tokenizer, kind=dict):
-        raise UserError(
-            f"{tokenizer} names code of its own (auto_map): such CLIPs are not supported"
-        )
+    refuse_own_code(folder, "CLIPs", ["tokenizer_config.json"])
     return folder.resolve()
 
 

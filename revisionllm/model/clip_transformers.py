@@ -15,12 +15,11 @@ from torch import nn
 
 from revisionllm.errors import UserError, reading
 from revisionllm.files import read_json
-from revisionllm.model.base import SAFE
-from revisionllm.model.clip import Pictures
+from revisionllm.model.base import SAFE, refuse_own_code
+from revisionllm.model.clip import GET_CLIP, Pictures
 
 PROCESSOR_NAME = "preprocessor_config.json"
 BILINEAR, BICUBIC = 2, 3  # of PIL
-GET_CLIP = "checkpoints/README.md says where to get one"
 
 
 class TransformersTowers:
@@ -124,12 +123,7 @@ def load_folder(name: str, folder: Path) -> TransformersTowers:
     for file in ("config.json", PROCESSOR_NAME):
         if not (folder / file).is_file():
             raise UserError(f"no CLIP folder, open_clip_config.json or {file} is missing: {folder}")
-    for file in ("config.json", "tokenizer_config.json"):
-        path = folder / file
-        if path.is_file() and "auto_map" in read_json(path, kind=dict):
-            raise UserError(
-                f"{path} names code of its own (auto_map): such CLIPs are not supported"
-            )
+    refuse_own_code(folder, "CLIPs")
     processor = read_json(folder / PROCESSOR_NAME, kind=dict)
     kind = read_json(folder / "config.json", kind=dict).get("model_type")
     if kind == "siglip2":

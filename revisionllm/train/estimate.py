@@ -30,10 +30,17 @@ from transformers import AttentionInterface
 from revisionllm.engine.attention import packed_forward
 from revisionllm.errors import UserError
 from revisionllm.model import clip_adapter
+from revisionllm.model.base import DTYPES
 from revisionllm.model.config import AdapterConfig, RunConfig
 from revisionllm.model.llama import GroundingModel, build_adapter
 from revisionllm.model.lora import new_lora
 from revisionllm.train.arguments import NO_DEEPSPEED, TrainArguments
+from revisionllm.train.initial import (
+    NEW_LORA_DROPOUT,
+    freeze,
+    recompute_activations,
+    starting_adapter,
+)
 from revisionllm.train.losses import QuestionLosses
 
 NAME = "revisionllm_counted"
@@ -172,15 +179,14 @@ class Pass:
         trained: parameters that are.
         live_bytes: most bytes of activations and gradients at once.
         flops: of the pass, recomputation included.
-        tokens: read by the LLM.
+        kv_bytes_per_token: keys and values of all layers, in evaluation.
     """
 
     frozen_bytes: int
     trained: int
     live_bytes: int
     flops: int
-    tokens: int
-    kv_bytes_per_token: int = 0
+    kv_bytes_per_token: int
 
 
 @dataclass(frozen=True)
@@ -230,15 +236,14 @@ def build_model(args: TrainArguments, llm_config: Any, adapter: AdapterConfig, d
         model = GroundingModel(llm, projector, None, RunConfig(adapter=adapter))
         if args.row.trains == "lora":
             made = new_lora(
-                llm, rank=args.lora_rank, alpha=args.lora_alpha, dropout=0.0,
+                llm,
+                rank=args.lora_rank,
+                alpha=args.lora_alpha,
+                dropout=NEW_LORA_DROPOUT if args.lora_dropout is None else args.lora_dropout,
                 targets=args.lora_targets,
-            )  # fmt: skip
+            )
             model.attach_lora(made)
-    trains_adapter = args.row.trains == "adapter" or args.train_projector
-    model.set_trainable(adapter=trains_adapter, lora=args.row.trains == "lora")
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    freeze(model, args)
     return model
 
 
@@ -246,7 +251,7 @@ def one_pass(model: GroundingModel, shape: Shape, *, recompute: bool) -> Pass:
     """Count a forward and backward pass of a model on the meta device."""
     QuestionLosses(model).train()
     if recompute:
-        model.llm.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(model)
     live, fused = LiveBytes(), FusedAttention()
     for tensor in (*model.parameters(), *model.buffers()):
         live.know(tensor)
@@ -265,7 +270,6 @@ def one_pass(model: GroundingModel, shape: Shape, *, recompute: bool) -> Pass:
         sum(p.numel() for p in trained),
         live.peak,
         flops.get_total_flops() + fused.flops // 2,
-        shape.rows * (shape.frames + shape.text),
         2 * config.num_hidden_layers * heads * dim * model.llm.dtype.itemsize,
     )
 
@@ -326,12 +330,10 @@ def memory(count: Pass, zero: str, devices: int, half: bool) -> int:
 
 def estimate(args: TrainArguments) -> str:
     """The page that `--estimate` prints."""
-    from revisionllm.train.initial import training_dtype
-
     llm_config, about = _llm_config(args)
-    dtype = {"float32": torch.float32, "float16": torch.float16}.get(args.dtype, torch.bfloat16)
-    if args.dtype == "auto" and args.device == "cpu":
-        dtype = getattr(torch, training_dtype(args))
+    # auto is what a GPU takes, which is asked about here
+    auto = "float32" if args.device == "cpu" else "bfloat16"
+    dtype = DTYPES[auto if args.dtype == "auto" else args.dtype]
     shape = shape_of(args)
     model = build_model(args, llm_config, _adapter(args), dtype)
     count = one_pass(model, shape, recompute=args.gradient_checkpointing)
@@ -410,9 +412,9 @@ def _llm_config(args: TrainArguments) -> tuple[Any, str]:
 
 def _adapter(args: TrainArguments) -> AdapterConfig:
     """The stage's adapter; where what it starts from is not there, the published shape."""
-    from revisionllm.train.initial import starting_adapter
-
-    sources = (args.init_lora, args.init_adapter, args.init_projector)
+    sources = [args.init_lora, args.init_adapter, args.init_projector]
+    if args.stage == "sparse":  # a new adapter is as wide as the words
+        sources.append(args.text_features)
     if all(source is None or Path(source).exists() for source in sources) and any(sources):
         return starting_adapter(args)
     if args.stage in ("sparse", "long"):

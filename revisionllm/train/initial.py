@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def initial_model(args: TrainArguments, *, dtype: str, offload: bool = False) ->
     if args.row.trains_output_norm:
         _add_output_norm(model)
         _add_frame_projector(model, source, settings)
-    _freeze(model, args)
+    freeze(model, args)
     model.config.parent = os.path.abspath(source)
     return model
 
@@ -233,7 +234,14 @@ def _add_frame_projector(model: GroundingModel, source: str, settings: dict[str,
     model.config.adapter = replace(config, options=config.options | {"frame_projector": True})
 
 
-def _freeze(model: GroundingModel, args: TrainArguments) -> None:
+def recompute_activations(model: GroundingModel) -> None:
+    """Keep a layer's input alone; the backward pass computes the rest again."""
+    with warnings.catch_warnings():  # its coming name is not in all versions that we support
+        warnings.simplefilter("ignore", FutureWarning)
+        model.llm.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def freeze(model: GroundingModel, args: TrainArguments) -> None:
     """Leave trainable what the row says, in float32: small steps are lost in half precision."""
     trains_adapter = args.row.trains == "adapter" or args.train_projector
     model.set_trainable(adapter=trains_adapter, lora=args.row.trains == "lora")

@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import sys
-import warnings
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -162,7 +161,12 @@ def build_trainer(
     args: TrainArguments, sampler: Any, checkpoint: Any, facts: dict[str, Any]
 ) -> Any:
     """Model, batches, log and what resumes, put together."""
-    from revisionllm.train.initial import initial_model, known_clip, training_dtype
+    from revisionllm.train.initial import (
+        initial_model,
+        known_clip,
+        recompute_activations,
+        training_dtype,
+    )
     from revisionllm.train.losses import QuestionLosses
     from revisionllm.train.run_log import RunLog
     from revisionllm.train.trainer import GroundingTrainer, Resume, WholeRun, trainer_arguments
@@ -171,9 +175,7 @@ def build_trainer(
     dtype, steps = training_dtype(args), facts["total_steps"]
     model = initial_model(args, dtype=dtype, offload=is_offloaded(args))
     if args.gradient_checkpointing:
-        with warnings.catch_warnings():  # its coming name is not in all versions that we support
-            warnings.simplefilter("ignore", FutureWarning)
-            model.llm.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(model)
     describe_run(args, model, steps, sampler)
     model.config.clip_fingerprint = known_clip(args) or sampler.dataset.clip_fingerprint()
     batches = WholeRun(sampler, steps, first_step=checkpoint.step if checkpoint else 0)

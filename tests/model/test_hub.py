@@ -12,7 +12,7 @@ import time
 import pytest
 import tiny_hub
 from huggingface_hub import constants
-from model_assets import ASSETS, BASE, PROJECTOR, dense_images
+from model_assets import BASE, dense_images, released
 from tiny_encoders import save_transformers
 
 from revisionllm.cli import main
@@ -112,9 +112,7 @@ def test_a_name_without_prefix_is_a_path(cache, capsys):
 def test_a_config_keeps_the_reference_pinned(cache, tmp_path):
     fill(cache, "own/base", "1" * 40, BASE)
     place = hub.local("hf:own/base")
-    model = load_model(
-        ASSETS / "ckpt_dense", base=place, adapter_file=PROJECTOR, device="cpu", dtype="float32"
-    )
+    model = released("ckpt_dense", base=place)
     save_run(model, tmp_path / "run")
     assert f'"hf:own/base@{"1" * 40}"' in (tmp_path / "run" / "config.json").read_text()
     config = read_config(tmp_path / "run")
@@ -199,9 +197,7 @@ def test_a_pushed_run_is_found_by_its_reference(served, tmp_path, cache):
     served.add("own/base", BASE)
     assert command(served, tmp_path / "home", "models", "get", "hf:own/base").returncode == 0
     base = hub.local("hf:own/base")
-    model = load_model(
-        ASSETS / "ckpt_dense", base=base, adapter_file=PROJECTOR, device="cpu", dtype="float32"
-    )
+    model = released("ckpt_dense", base=base)
     run = save_run(model, tmp_path / "my_run")
     done = command(served, tmp_path / "home", "run", "push", run, "hf:me/my_run")
     assert done.returncode == 0, (done.stderr, served.asked[-6:])
@@ -221,13 +217,7 @@ def test_a_pushed_run_is_found_by_its_reference(served, tmp_path, cache):
 
 
 def test_what_cannot_be_pushed(served, tmp_path, monkeypatch, capsys):
-    model = load_model(
-        ASSETS / "ckpt_dense",
-        base=str(BASE),
-        adapter_file=PROJECTOR,
-        device="cpu",
-        dtype="float32",
-    )
+    model = released("ckpt_dense")
     run = save_run(model, tmp_path / "my_run")
     for words, token, said in [
         ((run, "hf:me/x"), tiny_hub.TOKEN, "give --base hf:owner/name"),

@@ -77,7 +77,7 @@ def real_model(args, kind, config, adapter):
     adapter = AdapterConfig(adapter.kind, 64, 128, adapter.output, adapter.options)
     model = GroundingModel(llm, build_adapter(adapter), None, RunConfig(adapter=adapter))
     if args.row.trains == "lora":
-        model.attach_lora(new_lora(llm, rank=args.lora_rank, dropout=0.0))
+        model.attach_lora(new_lora(llm, rank=args.lora_rank, dropout=0.05))
     model.set_trainable(adapter=args.row.trains == "adapter", lora=args.row.trains == "lora")
     return model
 

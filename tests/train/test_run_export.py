@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from model_assets import ASSETS, BASE, PROJECTOR, dense_images
+from model_assets import dense_images, released
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from revisionllm.cli import main
@@ -17,14 +17,7 @@ IDS = torch.tensor([[1, 5, 6, 7, 8]])
 def run(tmp_path_factory):
     """A run folder with a LoRA on a base and a calibration."""
     folder = tmp_path_factory.mktemp("export") / "my_run"
-    model = load_model(
-        ASSETS / "ckpt_dense",
-        base=str(BASE),
-        adapter_file=PROJECTOR,
-        device="cpu",
-        dtype="float32",
-        merge_dtype="float32",
-    )
+    model = released("ckpt_dense", merge_dtype="float32")
     save_run(model, folder)
     (folder / "calibration.json").write_text('{"kind": "logistic", "parts": [], "weights": [0]}')
     return folder

@@ -84,6 +84,7 @@ RANGES: dict[str, Range] = {
     # training
     **dict.fromkeys(("global_batch_size", "per_device_batch_size", "batch_size"), COUNT),
     **dict.fromkeys(("questions_per_window", "save_steps", "logging_steps", "save_every"), COUNT),
+    **dict.fromkeys(("val_steps", "val_queries"), COUNT),
     **dict.fromkeys(("lora_rank", "lora_alpha", "adapter_ffn_dim"), Range(1, 10**6)),
     **dict.fromkeys(("max_steps", "negatives_per_positive", "warmup"), COUNT_OR_NONE),
     "digit_position_segments": Range(0, 10**5),

@@ -33,14 +33,15 @@ def blocks(kind: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Two films of the demo world under the page's names, and tables of what happens in them."""
+    """Films of the demo world under the page's names, and tables of what happens in them."""
     from revisionllm.demo.films import film_sentences
     from revisionllm.demo.world.plans import plan_film
     from revisionllm.demo.world.render import write_film
 
     folder = tmp_path_factory.mktemp("own")
     (folder / "films").mkdir()
-    for name, seed, table in (("holiday", 3, "train.csv"), ("wedding", 4, "test.csv")):
+    tables = ("train.csv", "val.csv", "test.csv")
+    for name, seed, table in zip(("holiday", "meeting", "wedding"), (3, 5, 4), tables, strict=True):
         plan = plan_film(seed, 100.0, "train")
         write_film(plan, folder / "films" / f"{name}.mp4")
         with (folder / table).open("w", newline="") as file:
@@ -48,8 +49,9 @@ def place(tmp_path_factory):
             writer.writerow(["video", "start", "end", "sentence"])
             for sentence in film_sentences(plan, 5, 2):
                 writer.writerow([f"{name}.mp4", *(sentence.span_s or ("", "")), sentence.sentence])
-    train = (folder / "train.csv").read_text().splitlines()
-    (folder / "train.csv").write_text("\n".join(row for row in train if ",,," not in row) + "\n")
+    for table in tables[:2]:
+        rows = (folder / table).read_text().splitlines()
+        (folder / table).write_text("\n".join(row for row in rows if ",,," not in row) + "\n")
     recipe = blocks("toml")[0].replace('"CLIP"', f'"{DEMO / "clip"}"')
     recipe = recipe.replace('"BASE"', f'"{DEMO / "base"}"')
     for real, toy in TOY.items():
@@ -88,6 +90,7 @@ def test_the_page_from_films_to_scores(place):
         assert f"{stage}: 1 films, 5 annotations" in told
     for run in ("my_dense", "my_sparse", "my_long_8"):
         assert (place / "runs" / run / "config.json").is_file()
+        assert (place / "runs" / run / "best" / "config.json").is_file()
     config = json.loads((place / "runs" / "my_long_8" / "config.json").read_text())
     assert (config["num_segments"], config["prompt_template"]) == (8, "vicuna_v1")
     assert "R1@0.5" in run_lines(place, results.replace("my_long_100", "my_long_8"))

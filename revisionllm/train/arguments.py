@@ -32,6 +32,9 @@ MADE_BY = {
     "data_path": "data/README.md names the converter",
     "features": "data/README.md says what makes it",
     "text_features": "made by mad_clip_text_extractor.py or chapters_clip_text_extractor.py",
+    "val_data_path": "data/README.md names the converter",
+    "val_features": "data/README.md says what makes it",
+    "val_text_features": "made as --text_features",
     "base": "checkpoints/README.md says where to get it",
     "init_projector": "checkpoints/README.md says where to get it",
     "init_lora": "the stage before writes it; checkpoints/README.md",
@@ -118,6 +121,14 @@ class TrainArguments:
     )
     features: str | None = _arg(None, "frame features (HDF5, LMDB or .npy folder)", "data", str)
     text_features: str | None = _arg(None, "query features (LMDB)", "data", str)
+    val_data_path: list[str] | None = _arg(  # noqa: RUF009
+        None, "annotations to look at while training (none: no validation)", "data", str, nargs="+"
+    )
+    val_features: str | None = _arg(None, "their frame features (--features)", "data", str)
+    val_text_features: str | None = _arg(
+        None, "their query features (--text_features)", "data", str
+    )
+    val_queries: int = _arg(100, "queries of validation that are looked at", "data")
     skip_bad: bool = _arg(False, "leave bad annotations out, one line each, and go on", "data")
     window_s: float | None = _arg(None, "length of a window in seconds", "data", float)
     frames_per_window: int | None = _arg(None, "frames the model sees of a window", "data", int)
@@ -175,6 +186,9 @@ class TrainArguments:
     )
     gradient_checkpointing: bool = _arg(True, "recompute activations to save memory", "machine")
     save_steps: int = _arg(1000, "optimizer steps between checkpoints", "machine")
+    val_steps: int | None = _arg(
+        None, "optimizer steps between looks at validation data (--save_steps)", "machine", int
+    )
     logging_steps: int = _arg(10, "optimizer steps between log lines", "machine")
     report_to: list[str] = _arg(  # noqa: RUF009
         ["none"],
@@ -205,6 +219,11 @@ class TrainArguments:
         found = {"data_path": self.data_path or [None], "features": [self.features]}
         if self.row.needs_text:
             found["text_features"] = [self.text_features]
+        if self.val_data_path:
+            found["val_data_path"] = self.val_data_path
+            for name in ("val_features", "val_text_features"):
+                if getattr(self, name):
+                    found[name] = [getattr(self, name)]
         for name in MODELS[:-1]:
             if getattr(self, name) is not None:
                 found[name] = [getattr(self, name)]
@@ -355,6 +374,10 @@ def _contradictions(args: TrainArguments) -> list[str]:
         " new adapter": not sparse
         and (args.adapter_ffn_dim, args.digit_position_segments, args.reads_sentence)
         != (2048, 0, False),
+        "--val_features, --val_text_features and --val_steps need --val_data_path": not (
+            args.val_data_path
+        )
+        and (args.val_features or args.val_text_features or args.val_steps),
         "float16 needs a GPU": args.dtype == "float16" and args.device == "cpu",
     }
     return [text for text, broken in rules.items() if broken]

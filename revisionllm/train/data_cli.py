@@ -62,15 +62,26 @@ def check_stage(args, written: set[str]) -> tuple[list[str], list[str]]:
         return problems, []
     from revisionllm.train.dataset import build_dataset
 
-    try:
-        dataset = build_dataset(
-            sample_spec(args, reads_sentence=args.reads_sentence),
-            annotations=args.data_path,
-            features=args.features,
-            text_features=args.text_features,
-            seed=args.seed,
-            skip_bad=args.skip_bad,
+    sets = {"": (args.data_path, args.features, args.text_features)}
+    if args.val_data_path:
+        sets["validation: "] = (
+            args.val_data_path,
+            args.val_features or args.features,
+            args.val_text_features or args.text_features,
         )
-    except UserError as error:
-        return [str(error)], []
-    return [], dataset.report()
+    said: list[str] = []
+    for name, (files, features, text_features) in sets.items():
+        try:
+            dataset = build_dataset(
+                sample_spec(args, reads_sentence=args.reads_sentence),
+                annotations=files,
+                features=features,
+                text_features=text_features,
+                seed=args.seed,
+                skip_bad=args.skip_bad,
+            )
+        except UserError as error:
+            problems.append(f"{name}{error}")
+        else:
+            said += [f"{name}{line}" for line in dataset.report()]
+    return problems, said

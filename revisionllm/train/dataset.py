@@ -121,7 +121,7 @@ class GroundingDataset:
         self.annotations = list(annotations)
         self.skipped: Counter[str] = Counter()
         self.annotation_files: list[Path] = []
-        self._store, self._text = store, text
+        self.store, self.text = store, text
         self._num_features = {
             video_id: store.num_frames(video_id)
             for video_id in sorted({a.video_id for a in self.annotations})
@@ -145,15 +145,15 @@ class GroundingDataset:
             annotations.update(bytes.fromhex(sha256_of(path)))
         for video_id in sorted(self._num_features):
             # a film that was touched or copied is the same film
-            told = {k: v for k, v in self._store.metadata(video_id).items() if k != CONTENTS}
-            about = [video_id, self._store.shape(video_id), told]
+            told = {k: v for k, v in self.store.metadata(video_id).items() if k != CONTENTS}
+            about = [video_id, self.store.shape(video_id), told]
             features.update(json.dumps(about, sort_keys=True, default=list).encode())
         return {"annotations": annotations.hexdigest(), "features": features.hexdigest()}
 
     def clip_fingerprint(self) -> str | None:
         """Of the CLIP that made the features; None if no description says."""
         for video_id in self._num_features:
-            found = self._store.metadata(video_id).get("clip_fingerprint")
+            found = self.store.metadata(video_id).get("clip_fingerprint")
             if found:
                 return str(found)
         return None
@@ -223,12 +223,12 @@ class GroundingDataset:
                 answer = answer_text(plan.stage, ask, self.spec)
             questions.append(TextQuestion(annotation.query_id, text, answer))
         words = None
-        if self._text is not None:
+        if self.text is not None:
             words = tuple(self._query_rows(q.query_id) for q in questions)
         return Sample(plan, self._read(plan), tuple(questions), words)
 
     def _query_rows(self, query_id: str) -> np.ndarray:
-        words, sentence = read_query(self._text, query_id)
+        words, sentence = read_query(self.text, query_id)
         return query_rows(words, sentence, reads_sentence=self.spec.reads_sentence)
 
     def _read(self, plan: SamplePlan) -> np.ndarray:
@@ -237,9 +237,9 @@ class GroundingDataset:
         indices = [clock.feature_indices(start_s, num_features) for start_s in plan.starts_s]
         wanted = np.repeat(np.stack(indices), plan.repeat, axis=0)
         if len(wanted) == 1:
-            return self._store.read(plan.video_id, wanted[0])[None]
+            return self.store.read(plan.video_id, wanted[0])[None]
         rows, inverse = np.unique(wanted, return_inverse=True)
-        return self._store.read(plan.video_id, rows)[inverse.reshape(wanted.shape)]
+        return self.store.read(plan.video_id, rows)[inverse.reshape(wanted.shape)]
 
     def _packed_plans(self, epoch: int) -> list[SamplePlan]:
         asked: dict[str, dict[int, int]] = defaultdict(dict)
@@ -309,6 +309,7 @@ def build_dataset(
     feature_dim: int | None = None,
     text_width: int | None = None,
     clip_fingerprint: str | None = None,
+    choose: Callable[[list[Annotation]], list[Annotation]] | None = None,
 ) -> GroundingDataset:
     """Open and check everything a stage reads, every row of the features included.
 
@@ -322,6 +323,7 @@ def build_dataset(
         feature_dim: width that the adapter reads; None: any.
         text_width: of the queries' words that it reads; None: any.
         clip_fingerprint: of the CLIP that the start was trained on; None: not known.
+        choose: which annotations of all; what the others need is not looked at. None: all.
 
     Raises:
         UserError: a file is missing; or problems, all logged, and `skip_bad` is off.
@@ -341,6 +343,8 @@ def build_dataset(
             else:
                 seen.add(annotation.query_id)
                 found.append(annotation)
+    if choose is not None:
+        found = choose(found)
     wanted = _Wanted(spec.feature_fps, feature_dim, clip_fingerprint)
     bad_films = _film_problems(found, store, wanted)
     problems += [f"{store.path}: {problem}" for problem in bad_films.values()]

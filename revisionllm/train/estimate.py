@@ -51,6 +51,7 @@ GPUS = {
     "A100 40GB": (40, 312),
     "A100 80GB": (80, 312),
     "H100 80GB": (80, 989),
+    "H200 141GB": (141, 989),
 }
 DEVICES = (1, 2, 4, 8, 16, 32, 64)
 SHARE_OF_PEAK = 0.3
@@ -326,6 +327,20 @@ def memory(count: Pass, zero: str, devices: int, half: bool) -> int:
         return int(min(whole, gathered) + bucket + count.live_bytes)
     held = whole / devices
     return int(min(whole, held + gathered) + states + bucket + count.live_bytes)
+
+
+def flops_per_question(args: TrainArguments) -> float:
+    """FLOPs of a forward and backward pass, without recomputation, divided by its questions."""
+    model = build_model(args, _llm_config(args)[0], _adapter(args), torch.bfloat16)
+    return one_pass(model, shape_of(args), recompute=False).flops / args.per_device_batch_size
+
+
+def peak_flops(device_name: str) -> float | None:
+    """What a GPU can do per second in 16 bits, by its name in CUDA; None: not in `GPUS`."""
+    for name, (_, teraflops) in GPUS.items():
+        if name.split()[0 if "RTX" not in name else 1] in device_name:
+            return teraflops * 1e12
+    return None
 
 
 def estimate(args: TrainArguments) -> str:

@@ -19,7 +19,7 @@ from revisionllm.files import write_text
 
 log = logging.getLogger("revisionllm.train")
 
-METRICS = "metrics.jsonl"
+METRICS, VALIDATION = "metrics.jsonl", "validation.jsonl"
 LIBRARIES = r"(torch|transformers|accelerate|peft|deepspeed)(\.|$)"
 
 
@@ -44,20 +44,31 @@ def set_up_logging(run: Path, *, is_main: bool) -> None:
         transformers.utils.logging.disable_progress_bar()
 
 
-def drop_metrics_after(run: Path, step: int) -> None:
+def drop_lines_after(path: Path, step: int) -> None:
     """Forget what a killed run measured after the checkpoint it is resumed from."""
-    path = run / METRICS
     if not path.exists():
         return
-    kept = []
+    kept = [json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step]
+    write_text(path, "".join(kept))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSONL log; [] if there is none."""
+    if not path.exists():
+        return []
+    found = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            record = json.loads(line)
+            found.append(json.loads(line))
         except ValueError:  # torn by a kill; it can only be the last line
             continue
-        if record["step"] <= step:
-            kept.append(line + "\n")
-    write_text(path, "".join(kept))
+    return found
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Add a record to a JSONL log."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
 
 
 class RunLog(TrainerCallback):
@@ -68,19 +79,33 @@ class RunLog(TrainerCallback):
         first_step: optimizer steps done before.
         steps_per_epoch: to tell the epoch.
         questions_per_step: to tell the speed.
+        work: FLOPs of a question, and of all devices at their peak per second; None: not known.
     """
 
     def __init__(
-        self, run: Path, *, first_step: int, steps_per_epoch: int, questions_per_step: int
+        self,
+        run: Path,
+        *,
+        first_step: int,
+        steps_per_epoch: int,
+        questions_per_step: int,
+        work: tuple[float, float] | None = None,
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        drop_metrics_after(run, first_step)
+        drop_lines_after(run / METRICS, first_step)
         self.path = run / METRICS
         self.board = SummaryWriter(run / "tensorboard", purge_step=first_step + 1)
         self.steps_per_epoch = steps_per_epoch
         self.questions_per_step = questions_per_step
+        self.work = work
         self.last = (first_step, time.monotonic())
+        self.look_s, self.look_every = 0.0, 1
+
+    def paused(self, seconds: float, every: int) -> None:
+        """Something else than training took so long, and will again, every so many steps."""
+        self.last = (self.last[0], self.last[1] + seconds)
+        self.look_s, self.look_every = seconds, every
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         if "loss" not in logs:
@@ -97,22 +122,28 @@ class RunLog(TrainerCallback):
             "learning_rate": logs["learning_rate"],
             "grad_norm": logs.get("grad_norm"),
             "questions_per_s": round(self.questions_per_step / step_s, 3),
+            "share_of_peak": self._share(self.questions_per_step / step_s),
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self.path, record)
         for name, value in record.items():
             if name != "step" and value is not None:
                 self.board.add_scalar(name, value, step)
         self.board.flush()
+        share, left = record["share_of_peak"], state.max_steps - step
         log.info(
-            "step %d/%d epoch %.2f loss %.4f%s lr %.2e, %.1f questions/s, eta %s",
+            "step %d/%d epoch %.2f loss %.4f%s lr %.2e, %.1f questions/s%s, eta %s",
             *(step, state.max_steps, record["epoch"], record["loss"], _kinds(record)),
-            *(
-                record["learning_rate"],
-                record["questions_per_s"],
-                _duration((state.max_steps - step) * step_s),
-            ),
+            *(record["learning_rate"], record["questions_per_s"]),
+            "" if share is None else f" ({share:.0%} of peak)",
+            _duration(left * (step_s + self.look_s / self.look_every)),
         )
+
+    def _share(self, questions_per_s: float) -> float | None:
+        """Of the devices' peak, 0..1; None: not known."""
+        if self.work is None:
+            return None
+        flops_per_question, peak = self.work
+        return round(questions_per_s * flops_per_question / peak, 4)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         log.info("trained to step %d; peak memory %.1f GB", state.global_step, peak_memory_gb())

@@ -79,13 +79,13 @@ class QuestionBatchSampler:
             first = of_mode * self.questions_per_step + piece * self.questions_per_batch
             yield rings[step % len(outputs)].cut(first, self.questions_per_batch)
 
-    def _shuffled(self, output: str) -> _Ring:
+    def _shuffled(self, output: str) -> Ring:
         plans = self.dataset.plans(self.epoch, output)
         seed = [SEED_ORDER, self.dataset.seed, self.epoch]
-        return _Ring(plans, np.random.default_rng(seed).permutation(len(plans)))
+        return Ring(plans, np.random.default_rng(seed).permutation(len(plans)))
 
 
-class _Ring:
+class Ring:
     """Plans in an order, seen as one long ring of questions."""
 
     def __init__(self, plans: Plans, order: np.ndarray) -> None:

@@ -46,6 +46,11 @@ FREE_ARGUMENTS = {
     "save_steps",
     "logging_steps",
     "report_to",
+    "val_data_path",
+    "val_features",
+    "val_text_features",
+    "val_queries",
+    "val_steps",
     "output_dir",
     "gradient_checkpointing",
     PER_DEVICE,  # a step holds the same questions; sums are rounded in another order
@@ -132,11 +137,13 @@ def train_alone(args: TrainArguments, run: Path) -> None:
         log.info("continuing from %s", checkpoint.folder)
     for line in dataset.report():
         log.info(line)
-    trainer = build_trainer(args, sampler, checkpoint, facts)
+    looked_at = validation_data(args) if args.val_data_path else None
+    trainer = build_trainer(args, sampler, looked_at, checkpoint, facts)
     if rank() == 0:
         write_json(run / ARGS_NAME, {"made_by": MADE_BY} | facts)
     trainer.train()
     save(trainer, run)
+    log.info("wrote %s", run)
 
 
 def check_output(args: TrainArguments, run: Path) -> None:
@@ -158,7 +165,7 @@ def check_output(args: TrainArguments, run: Path) -> None:
 
 
 def build_trainer(
-    args: TrainArguments, sampler: Any, checkpoint: Any, facts: dict[str, Any]
+    args: TrainArguments, sampler: Any, looked_at: Any, checkpoint: Any, facts: dict[str, Any]
 ) -> Any:
     """Model, batches, log and what resumes, put together."""
     from revisionllm.train.initial import (
@@ -189,15 +196,80 @@ def build_trainer(
         schedule=args.lr_schedule,
     )
     trainer.add_callback(Resume(trainer, checkpoint))
+    run_log = None
     if rank() == 0:
         run_log = RunLog(
             Path(args.output_dir),
             first_step=batches.first_step,
             steps_per_epoch=sampler.steps_per_epoch,
             questions_per_step=args.global_batch_size,
+            work=work_and_peak(args, model.device, dtype),
         )
         trainer.add_callback(run_log)
+    if looked_at is not None:
+        trainer.add_callback(validation(args, trainer, looked_at, run_log))
     return trainer
+
+
+def work_and_peak(args: TrainArguments, device: Any, dtype: str) -> tuple[float, float] | None:
+    """FLOPs of a question and the devices' peak per second; None where the peak is not known."""
+    import torch
+
+    from revisionllm.train.estimate import flops_per_question, peak_flops
+
+    peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    if peak is None or dtype == "float32":
+        return None
+    return flops_per_question(args), peak * world_size()
+
+
+def validation_data(args: TrainArguments) -> Any:
+    """The fixed part of the validation data, checked as training data is."""
+    from revisionllm.train.dataset import build_dataset
+    from revisionllm.train.initial import known_clip, starting_adapter
+    from revisionllm.train.validation import fixed_part
+
+    adapter = starting_adapter(args)
+    return build_dataset(
+        sample_spec(args, reads_sentence=args.row.needs_text and adapter.reads_sentence),
+        annotations=args.val_data_path,
+        features=args.val_features or args.features,
+        text_features=args.val_text_features or args.text_features,
+        skip_bad=args.skip_bad,
+        feature_dim=adapter.feature_dim,
+        text_width=adapter.width_of_words,
+        clip_fingerprint=known_clip(args),
+        choose=lambda found: fixed_part(found, args.val_queries),
+    )
+
+
+def validation(args: TrainArguments, trainer: Any, looked_at: Any, run_log: Any) -> Any:
+    """The callback that looks at validation data; says what it takes."""
+    from revisionllm.train.validation import Validation, cost, is_searched
+
+    model = trainer.model.model
+    every = args.val_steps or args.save_steps
+    searches = is_searched(model.config) and args.stage != "align"
+    if searches and is_sharded(args):
+        log.info("validation has no search: --deepspeed %s spreads the weights", args.deepspeed)
+        searches = False
+    kept = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
+    kept += (
+        0
+        if args.row.trains == "adapter"
+        else sum(p.nbytes for p in model.projector.parameters() if not p.requires_grad)
+    )
+    told = cost(looked_at, model.config, every=every, searches=searches, kept=kept)
+    log.info(told)
+    return Validation(
+        trainer,
+        looked_at,
+        every=every,
+        collate=collator(args, model),
+        searches=searches,
+        keep=lambda folder: save(trainer, folder),
+        run_log=run_log,
+    )
 
 
 def prepare_device(args: TrainArguments) -> None:
@@ -272,12 +344,21 @@ def collator(args: TrainArguments, model: Any) -> Any:
     return kind(model.tokenizer, model.config.prompt_template)
 
 
+def zero_settings(args: TrainArguments) -> dict[str, Any]:
+    """The part about ZeRO of the DeepSpeed config; {} without DeepSpeed."""
+    if args.deepspeed == NO_DEEPSPEED:
+        return {}
+    return read_json(args.deepspeed, kind=dict).get("zero_optimization", {})
+
+
 def is_offloaded(args: TrainArguments) -> bool:
     """Does the DeepSpeed config keep parameters in main memory?"""
-    if args.deepspeed == NO_DEEPSPEED:
-        return False
-    config = read_json(args.deepspeed, kind=dict)
-    return "offload_param" in config.get("zero_optimization", {})
+    return "offload_param" in zero_settings(args)
+
+
+def is_sharded(args: TrainArguments) -> bool:
+    """Does the DeepSpeed config spread the weights themselves over the devices?"""
+    return zero_settings(args).get("stage") == 3
 
 
 def check_same(old: dict[str, Any], new: dict[str, Any], run: Path) -> list[str]:
@@ -394,7 +475,6 @@ def save(trainer: Any, run: Path) -> None:
     with gathered:
         if rank() == 0:
             save_run(model, run)
-            log.info("wrote %s", run)
     trainer.accelerator.wait_for_everyone()
 
 

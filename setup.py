@@ -51,6 +51,7 @@ setup(
     extras_require={
         "flash": ["flash-attn"],
         "gguf": ["gguf"],
+        "nf4": ["bitsandbytes>=0.49.0"],
         "train": ["accelerate>=1.8.0", "deepspeed>=0.16.4", "tensorboard>=2.18.0"],
         "lmms-eval": ["lmms-eval>=0.7.3"],
     },

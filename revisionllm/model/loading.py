@@ -42,6 +42,7 @@ from revisionllm.model.hub import local, missing
 from revisionllm.model.llama import GroundingModel, build_adapter
 from revisionllm.model.lora import load_lora, merge_lora, save_lora
 from revisionllm.model.prompts import check_template
+from revisionllm.model.quantized import NF4, quantize
 from revisionllm.model.released import (
     AdapterWeights,
     adapter_file_in,
@@ -61,6 +62,7 @@ def load_model(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    base_dtype: str | None = None,
     attention: str = "auto",
     lora_mode: str = "merge",
     lora_dropout: float | None = None,
@@ -72,6 +74,8 @@ def load_model(
         source: run folder; or published LoRA folder, `mm_projector.bin`, base folder or GGUF file.
         device: auto, cpu, cuda, cuda:1 ...
         dtype: auto, float32, bfloat16, float16.
+        base_dtype: nf4 keeps the LLM's blocks in 4 bits (`model.quantized`), LoRAs that are merged
+            included; None: as `dtype`.
         attention: auto, sdpa, eager, flash_attention_2.
         lora_mode: `merge` all LoRAs into the base; or keep the last one apart, `frozen` or to
             `train` (the ones before it are merged).
@@ -105,6 +109,9 @@ def load_model(
     for folder in merged:
         llm = merge_lora(load_lora(llm, folder))
     cast_llm(llm.requires_grad_(False), chosen_dtype)
+    if base_dtype == NF4:
+        quantize(llm, chosen_dtype)
+        llm.to(chosen_device)
 
     adapter = _load_adapter(config, weights, llm.config.hidden_size).to(chosen_dtype)
     model = GroundingModel(llm, adapter, tokenizer, config)

@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from revisionllm.errors import UserError, reading
 from revisionllm.files import read_json
 from revisionllm.model.hub import local
+from revisionllm.model.quantized import block_linears
 from revisionllm.model.tensors import check_tensors, read_tensors, write_tensors
 
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -52,11 +53,7 @@ def new_lora(
     Raises:
         UserError: the LLM's blocks have no layer of such a name.
     """
-    there = {
-        name.rpartition(".")[2]
-        for name, module in llm.named_modules()
-        if isinstance(module, torch.nn.Linear) and ".layers." in name
-    }
+    there = {name.rpartition(".")[2] for name, _ in block_linears(llm)}
     unknown = [name for name in targets if name not in there]
     if unknown:
         raise UserError(

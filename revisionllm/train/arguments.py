@@ -14,6 +14,7 @@ from typing import Any
 
 from revisionllm.errors import UserError
 from revisionllm.model.hub import is_reference, local, missing
+from revisionllm.model.quantized import GET, NF4, is_there
 from revisionllm.options import Parser, problems
 from revisionllm.train.stages import DATASETS, STAGES, Stage, find_stage
 
@@ -23,6 +24,8 @@ SCHEDULES = {
     "linear": lambda done: 1 - done,
     "constant": lambda done: 1.0,
 }
+# ours -> the Trainer's
+OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}
 LORA_INITS = ("new", "continue", "merge_then_new")
 # arguments that take a model of the hub, too
 MODELS = ("base", "init_projector", "init_lora", "init_adapter", "clip")
@@ -171,6 +174,12 @@ class TrainArguments:
     )
     warmup_ratio: float = _arg(0.03, "part of the steps with rising rate, 0..1", "optimisation")
     weight_decay: float = _arg(0.0, "AdamW's", "optimisation")
+    optimizer: str = _arg(
+        "adamw",
+        "adamw_8bit keeps its states in 8 bits, through bitsandbytes",
+        "optimisation",
+        choices=tuple(OPTIMIZERS),
+    )
     max_grad_norm: float = _arg(1.0, "gradients are clipped to this norm", "optimisation")
     seed: int = _arg(0, "of samples, order, initial weights and dropout", "optimisation")
 
@@ -183,6 +192,12 @@ class TrainArguments:
         "auto: bfloat16 on a GPU that has it, float32 on a CPU",
         "machine",
         choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    base_dtype: str = _arg(
+        "same",
+        "of the LLM's frozen weights: as --dtype, or nf4 (4 bits, through bitsandbytes)",
+        "machine",
+        choices=("same", NF4),
     )
     gradient_checkpointing: bool = _arg(True, "recompute activations to save memory", "machine")
     save_steps: int = _arg(1000, "optimizer steps between checkpoints", "machine")
@@ -378,6 +393,8 @@ def _contradictions(args: TrainArguments) -> list[str]:
             args.val_data_path
         )
         and (args.val_features or args.val_text_features or args.val_steps),
+        f"--base_dtype {NF4} and --optimizer adamw_8bit need bitsandbytes; {GET}": not is_there()
+        and (args.base_dtype == NF4 or args.optimizer == "adamw_8bit"),
         "float16 needs a GPU": args.dtype == "float16" and args.device == "cpu",
     }
     return [text for text, broken in rules.items() if broken]

@@ -34,6 +34,7 @@ from revisionllm.model.base import DTYPES
 from revisionllm.model.config import AdapterConfig, RunConfig
 from revisionllm.model.llama import GroundingModel, build_adapter
 from revisionllm.model.lora import new_lora
+from revisionllm.model.quantized import BITS, NF4, block_linears
 from revisionllm.train.arguments import NO_DEEPSPEED, TrainArguments
 from revisionllm.train.initial import (
     NEW_LORA_DROPOUT,
@@ -56,6 +57,7 @@ GPUS = {
 DEVICES = (1, 2, 4, 8, 16, 32, 64)
 SHARE_OF_PEAK = 0.3
 RESERVED = 1.5 * GIB  # CUDA context, libraries' workspaces, fragments
+MOMENTS = {"adamw": 8, "adamw_8bit": 2}  # bytes of both, per parameter
 ZERO = ("zero2", "zero3", "offload")
 # of scripts/zero2.json, zero3.json and zero3_offload.json, in numbers
 BUCKET, LIVE_PARAMETERS = 50_000_000, 1_000_000_000
@@ -275,6 +277,21 @@ def one_pass(model: GroundingModel, shape: Shape, *, recompute: bool) -> Pass:
     )
 
 
+def in_four_bits(count: Pass, model: GroundingModel) -> Pass:
+    """The pass with NF4 weights: one layer's at a time are there in the compute dtype, too."""
+    layers = [m.base_layer.weight if hasattr(m, "base_layer") else m.weight for m in _packed(model)]
+    saved = sum(w.nbytes - w.numel() * BITS / 8 for w in layers)
+    return replace(
+        count,
+        frozen_bytes=int(count.frozen_bytes - saved),
+        live_bytes=count.live_bytes + max(w.nbytes for w in layers),
+    )
+
+
+def _packed(model: GroundingModel) -> Iterator[torch.nn.Module]:
+    return (m for name, m in block_linears(model.llm) if ".lora_" not in name)
+
+
 def _losses(model: GroundingModel, shape: Shape) -> Tensor:
     """`train.losses` where nothing can depend on contents: the mean loss of the answers."""
     rows, text = shape.rows, shape.text
@@ -301,7 +318,7 @@ def _losses(model: GroundingModel, shape: Shape) -> Tensor:
     return cross_entropy(logits, torch.zeros(shape.answers, dtype=torch.long))
 
 
-def memory(count: Pass, zero: str, devices: int, half: bool) -> int:
+def memory(count: Pass, zero: str, devices: int, half: bool, moments: int = 8) -> int:
     """Bytes on each device while training.
 
     Args:
@@ -309,15 +326,16 @@ def memory(count: Pass, zero: str, devices: int, half: bool) -> int:
         zero: none, zero2, zero3 or offload.
         devices: how many.
         half: the run's dtype has 16 bits (DeepSpeed then trains a copy in float32).
+        moments: bytes of the optimizer's states per parameter.
     """
     trained, frozen = count.trained, count.frozen_bytes
     weight = 2 if half and zero != NO_DEEPSPEED else 4
     master = 4 if weight == 2 else 0
     if zero == NO_DEEPSPEED:
         buckets = 4 * trained if devices > 1 else 0  # of DistributedDataParallel
-        return frozen + (4 + 8) * trained + buckets + count.live_bytes
+        return frozen + (4 + moments) * trained + buckets + count.live_bytes
     bucket = min(2 * BUCKET, trained) * weight  # one is filled while the other is sent
-    states = (master + 8) * trained / devices
+    states = (master + moments) * trained / devices
     if zero == "zero2":
         return int(frozen + weight * trained + states + bucket + count.live_bytes)
     whole = frozen + weight * trained
@@ -329,10 +347,12 @@ def memory(count: Pass, zero: str, devices: int, half: bool) -> int:
     return int(min(whole, held + gathered) + states + bucket + count.live_bytes)
 
 
-def flops_per_question(args: TrainArguments) -> float:
-    """FLOPs of a forward and backward pass, without recomputation, divided by its questions."""
+def flops_per_token(args: TrainArguments) -> float:
+    """FLOPs of a forward and backward pass, without recomputation, for each token of the LLM."""
     model = build_model(args, _llm_config(args)[0], _adapter(args), torch.bfloat16)
-    return one_pass(model, shape_of(args), recompute=False).flops / args.per_device_batch_size
+    shape = shape_of(args)
+    tokens = shape.rows * (shape.frames + shape.text)
+    return one_pass(model, shape, recompute=False).flops / tokens
 
 
 def peak_flops(device_name: str) -> float | None:
@@ -352,10 +372,15 @@ def estimate(args: TrainArguments) -> str:
     shape = shape_of(args)
     model = build_model(args, llm_config, _adapter(args), dtype)
     count = one_pass(model, shape, recompute=args.gradient_checkpointing)
+    if args.base_dtype == NF4:
+        count = in_four_bits(count, model)
     half = dtype != torch.float32
     per_step = count.flops * args.global_batch_size / args.per_device_batch_size
     steps, counted = _steps(args)
-    optimizer = (12 if half and args.deepspeed != NO_DEEPSPEED else 8) * count.trained
+    # 4-bit weights are not spread
+    kinds = (NO_DEEPSPEED, *(ZERO[:1] if args.base_dtype == NF4 else ZERO))
+    moments = MOMENTS[args.optimizer]
+    optimizer = (moments + 4 * (half and args.deepspeed != NO_DEEPSPEED)) * count.trained
     lines = [
         f"{args.dataset} {args.stage}: {about}, {str(dtype).removeprefix('torch.')}",
         f"pass: {args.per_device_batch_size} questions in {shape.rows} sequences of"
@@ -369,10 +394,10 @@ def estimate(args: TrainArguments) -> str:
         f"step: {args.global_batch_size} questions, {per_step / 1e12:.0f} TFLOP; {counted}",
         "",
         "GiB per device (and 1.5 for CUDA)",
-        "devices " + "".join(f"{zero:>10}" for zero in (NO_DEEPSPEED, *ZERO)),
+        "devices " + "".join(f"{zero:>10}" for zero in kinds),
     ]
     table = {
-        devices: {zero: memory(count, zero, devices, half) for zero in (NO_DEEPSPEED, *ZERO)}
+        devices: {zero: memory(count, zero, devices, half, moments) for zero in kinds}
         for devices in DEVICES
     }
     for devices, row in table.items():
@@ -389,7 +414,7 @@ def estimate(args: TrainArguments) -> str:
     for name, (size, _) in GPUS.items():
         fitting = [
             zero if first == 1 else f"{zero} from {first} devices"
-            for zero in (NO_DEEPSPEED, *ZERO)
+            for zero in kinds
             if (first := _first_that_fits(table, zero, size * GIB - RESERVED))
         ]
         lines.append(f"{name}: " + (", ".join(fitting) or "nothing fits"))

@@ -83,6 +83,7 @@ def initial_model(args: TrainArguments, *, dtype: str, offload: bool = False) ->
         source,
         device=str(device),
         dtype=dtype,
+        base_dtype=None if args.base_dtype == "same" else args.base_dtype,
         attention=attention,
         lora_mode=modes[args.lora_init],
         lora_dropout=args.lora_dropout,  # None: as its folder says

@@ -115,6 +115,18 @@ def packed_losses(model: GroundingModel, inputs: Mapping[str, Tensor]) -> Tensor
     return _losses(model, hidden[:, prefix:], inputs["labels"], question_BN, count)
 
 
+def num_tokens(batch: Mapping[str, Any]) -> int:
+    """Positions that go through the LLM for a batch of `train/collator.py`; the video's are frames,
+    or a token per segment."""
+    images = batch["images"]
+    rows = len(images)
+    if "owners" in batch:
+        own = batch["ids"].numel()
+        shared = len(batch["before_ids"]) + len(batch["shared_ids"]) + images.shape[1]
+        return own + rows * shared
+    return batch["input_ids"].numel() + sum(len(image) for image in images)
+
+
 def number_questions(owners_BN: Tensor) -> tuple[Tensor, int]:
     """Owners, which count from 0 in every row, as numbers over the whole batch, and how many."""
     per_row = owners_BN.amax(1) + 1

@@ -130,7 +130,7 @@ def from_checkpoint(args: argparse.Namespace) -> int:
     facts = checkpoints.facts_of(folder)
     known = {item.name for item in fields(TrainArguments)}
     said = {name: value for name, value in facts["arguments"].items() if name in known}
-    trained = TrainArguments(**said | {"device": "cpu"})
+    trained = TrainArguments(**said | {"device": "cpu", "base_dtype": "same"})
     model = QuestionLosses(initial_model(trained, dtype="float32"))
     tensors = checkpoints.trained_tensors(folder)
     wanted = {n: p for n, p in model.named_parameters() if p.requires_grad}

@@ -79,7 +79,7 @@ class RunLog(TrainerCallback):
         first_step: optimizer steps done before.
         steps_per_epoch: to tell the epoch.
         questions_per_step: to tell the speed.
-        work: FLOPs of a question, and of all devices at their peak per second; None: not known.
+        work: FLOPs of a token, and of all devices at their peak per second; None: not known.
     """
 
     def __init__(
@@ -111,7 +111,8 @@ class RunLog(TrainerCallback):
         if "loss" not in logs:
             return
         step, now = state.global_step, time.monotonic()
-        step_s = (now - self.last[1]) / max(1, step - self.last[0])
+        seconds = now - self.last[1]
+        step_s = seconds / max(1, step - self.last[0])
         self.last = (step, now)
         record = {
             "step": step,
@@ -122,7 +123,7 @@ class RunLog(TrainerCallback):
             "learning_rate": logs["learning_rate"],
             "grad_norm": logs.get("grad_norm"),
             "questions_per_s": round(self.questions_per_step / step_s, 3),
-            "share_of_peak": self._share(self.questions_per_step / step_s),
+            "share_of_peak": self._share(logs.get("tokens", 0), seconds),
         }
         append_line(self.path, record)
         for name, value in record.items():
@@ -138,24 +139,24 @@ class RunLog(TrainerCallback):
             _duration(left * (step_s + self.look_s / self.look_every)),
         )
 
-    def _share(self, questions_per_s: float) -> float | None:
-        """Of the devices' peak, 0..1; None: not known."""
+    def _share(self, tokens: float, seconds: float) -> float | None:
+        """Of the devices' peak, 0..1, without what is recomputed; None: not known."""
         if self.work is None:
             return None
-        flops_per_question, peak = self.work
-        return round(questions_per_s * flops_per_question / peak, 4)
+        flops_per_token, peak = self.work
+        return round(tokens * flops_per_token / seconds / peak, 4)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        log.info("trained to step %d; peak memory %.1f GB", state.global_step, peak_memory_gb())
+        log.info("trained to step %d; peak memory %.1f GiB", state.global_step, peak_memory_gib())
         self.board.close()
 
 
-def peak_memory_gb() -> float:
+def peak_memory_gib() -> float:
     """Of this process: on its GPU if it has one, else in main memory."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
+        return torch.cuda.max_memory_allocated() / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e9 if sys.platform == "darwin" else 1e6)  # bytes there, kilobytes on Linux
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, kilobytes on Linux
 
 
 def _kinds(record: dict[str, Any]) -> str:

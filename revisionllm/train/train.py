@@ -25,6 +25,7 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
 
 from revisionllm.errors import UserError, run_entry_point
 from revisionllm.files import MADE_BY, is_same, json_digest, locked, read_json, write_json
+from revisionllm.model.quantized import NF4
 from revisionllm.train.arguments import (
     NO_DEEPSPEED,
     TrainArguments,
@@ -71,6 +72,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.deepspeed != NO_DEEPSPEED:
             stand_alone()
         check(args, world_size())
+        if args.base_dtype == NF4 and (is_sharded(args) or is_offloaded(args)):
+            raise UserError(
+                f"--base_dtype {NF4} with --deepspeed {args.deepspeed}: 4-bit weights are not"
+                " spread over devices; take scripts/zero2.json or none"
+            )
         train(args)
         return 0
 
@@ -212,15 +218,15 @@ def build_trainer(
 
 
 def work_and_peak(args: TrainArguments, device: Any, dtype: str) -> tuple[float, float] | None:
-    """FLOPs of a question and the devices' peak per second; None where the peak is not known."""
+    """FLOPs of a token and the devices' peak per second; None where the peak is not known."""
     import torch
 
-    from revisionllm.train.estimate import flops_per_question, peak_flops
+    from revisionllm.train.estimate import flops_per_token, peak_flops
 
     peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     if peak is None or dtype == "float32":
         return None
-    return flops_per_question(args), peak * world_size()
+    return flops_per_token(args), peak * world_size()
 
 
 def validation_data(args: TrainArguments) -> Any:

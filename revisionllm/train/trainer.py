@@ -24,9 +24,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from revisionllm.errors import UserError
 from revisionllm.model.base import compute_rotary_tables
 from revisionllm.train import checkpoints
-from revisionllm.train.arguments import NO_DEEPSPEED, SCHEDULES, TrainArguments
+from revisionllm.train.arguments import NO_DEEPSPEED, OPTIMIZERS, SCHEDULES, TrainArguments
 from revisionllm.train.checkpoints import WEIGHTS, Checkpoint
-from revisionllm.train.losses import QuestionLosses
+from revisionllm.train.losses import QuestionLosses, num_tokens
 from revisionllm.train.sampler import QuestionBatchSampler
 
 
@@ -80,6 +80,7 @@ def trainer_arguments(
         lr_scheduler_type="cosine",  # `GroundingTrainer.create_scheduler` makes it
         warmup_steps=math.ceil(args.warmup_ratio * steps),
         weight_decay=args.weight_decay,
+        optim=OPTIMIZERS[args.optimizer],
         max_grad_norm=args.max_grad_norm,
         bf16=dtype == "bfloat16",
         fp16=dtype == "float16",
@@ -127,7 +128,8 @@ class GroundingTrainer(Trainer):
         self.num_workers = num_workers
         self.facts = facts
         self.schedule = SCHEDULES[schedule]
-        self.by_kind: Tensor | None = None  # [2, 2]: (not present, present) x (losses, questions)
+        # since the last log line: sums of losses and questions, (not present, present) x 2; tokens
+        self.seen: Tensor | None = None
         super().__init__(model=model, args=args)
         # losses are means over a micro-batch of equal size on every rank
         self.model_accepts_loss_kwargs = False
@@ -156,23 +158,27 @@ class GroundingTrainer(Trainer):
             raise RuntimeError(
                 f"{len(losses)} questions in a batch of {self.args.per_device_train_batch_size}"
             )
-        self._note_kinds(losses.detach().float(), inputs["present"])
+        self._note(losses.detach().double(), inputs)
         loss = losses.mean()
         return (loss, losses) if return_outputs else loss
 
-    def _note_kinds(self, losses: Tensor, present: Tensor) -> None:
-        """Add losses [Q] of questions that are present or not to those since the last log line."""
-        kinds = torch.stack([~present, present]).float()
-        sums = torch.stack([kinds @ losses, kinds.sum(1)], 1)
-        self.by_kind = sums if self.by_kind is None else self.by_kind + sums
+    def _note(self, losses: Tensor, inputs: dict[str, Any]) -> None:
+        """Add losses [Q] by kind of question, and the LLM's tokens, for the next log line."""
+        present = inputs["present"]
+        kinds = torch.stack([~present, present]).double()
+        sums = torch.stack([kinds @ losses, kinds.sum(1)], 1).flatten()
+        seen = torch.cat([sums, sums.new_tensor([num_tokens(inputs)])])
+        self.seen = seen if self.seen is None else self.seen + seen
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Besides the loss: its means over questions of either kind, on all processes."""
-        if "loss" in logs and self.by_kind is not None:
-            sums = self.accelerator.reduce(self.by_kind, "sum").tolist()
-            self.by_kind = None
-            for name, (total, count) in zip(("not_present", "present"), sums, strict=True):
+        """Besides the loss: its means over questions of either kind, and the LLM's tokens, on all
+        processes."""
+        if "loss" in logs and self.seen is not None:
+            *sums, tokens = self.accelerator.reduce(self.seen, "sum").tolist()
+            self.seen = None
+            for name, total, count in (("not_present", *sums[:2]), ("present", *sums[2:])):
                 logs[f"loss_{name}"] = total / count if count else None
+            logs["tokens"] = tokens
         super().log(logs, *args, **kwargs)
 
     def create_scheduler(

@@ -34,7 +34,6 @@ from revisionllm.train.sampler import Ring
 log = logging.getLogger("revisionllm.train")
 
 BEST = "best"
-BUDGET_MB = 1024  # of the search, beside what training holds
 RANKS, IOU = (1, 5), 0.5
 
 
@@ -144,6 +143,9 @@ class Validation(TrainerCallback):
         from revisionllm.train.trainer import random_state, set_random_state
 
         started, kept = time.monotonic(), random_state()
+        # the search takes the memory that the step has left
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         try:
             self.look(step, state.max_steps)
         finally:
@@ -217,10 +219,10 @@ class Validation(TrainerCallback):
 
         trainer, model = self.trainer, self.trainer.model.model
         if self.config.stage == "dense":
-            engines = {"dense": DenseEngine(model, budget_mb=BUDGET_MB)}
+            engines = {"dense": DenseEngine(model)}
         else:
             name = _plan(self.config, self.config.window_s).levels[0].name
-            engines = {name: SegmentEngine(model, budget_mb=BUDGET_MB)}
+            engines = {name: SegmentEngine(model)}
         searcher = Searcher(
             engines,
             self.config,

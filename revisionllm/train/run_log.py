@@ -101,11 +101,18 @@ class RunLog(TrainerCallback):
         self.work = work
         self.last = (first_step, time.monotonic())
         self.look_s, self.look_every = 0.0, 1
+        self.peak_gib = 0.0
+
+    def pauses(self) -> None:
+        """Something else than training begins, whose memory is not training's."""
+        self.peak_gib = max(self.peak_gib, peak_memory_gib())
 
     def paused(self, seconds: float, every: int) -> None:
         """Something else than training took so long, and will again, every so many steps."""
         self.last = (self.last[0], self.last[1] + seconds)
         self.look_s, self.look_every = seconds, every
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         if "loss" not in logs:
@@ -147,7 +154,8 @@ class RunLog(TrainerCallback):
         return round(tokens * flops_per_token / seconds / peak, 4)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        log.info("trained to step %d; peak memory %.1f GiB", state.global_step, peak_memory_gib())
+        self.pauses()
+        log.info("trained to step %d; peak memory %.1f GiB", state.global_step, self.peak_gib)
         self.board.close()
 
 

@@ -143,6 +143,8 @@ class Validation(TrainerCallback):
         from revisionllm.train.trainer import random_state, set_random_state
 
         started, kept = time.monotonic(), random_state()
+        if self.run_log is not None:
+            self.run_log.pauses()
         # the search takes the memory that the step has left
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

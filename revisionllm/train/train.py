@@ -69,14 +69,14 @@ def main(argv: list[str] | None = None) -> int:
             check_numbers(args)
             print(estimate(args))
             return 0
-        if args.deepspeed != NO_DEEPSPEED:
-            stand_alone()
         check(args, world_size())
         if args.base_dtype == NF4 and (is_sharded(args) or is_offloaded(args)):
             raise UserError(
                 f"--base_dtype {NF4} with --deepspeed {args.deepspeed}: 4-bit weights are not"
                 " spread over devices; take scripts/zero2.json or none"
             )
+        if args.deepspeed != NO_DEEPSPEED:
+            stand_alone()
         train(args)
         return 0
 

@@ -17,7 +17,9 @@ from revisionllm.options import OutOfRange, Parser
 # verb -> (module with add_arguments(parser) and run(args) -> exit code, one line of help)
 VERBS = {
     "demo": ("revisionllm.demo.cli", "render a film, ground sentences in it, write out/demo/"),
-    "find": ("revisionllm.find", "ground sentences in any video file"),
+    "find": ("revisionllm.find", "ground sentences in any video file, or in a library of them"),
+    "index": ("revisionllm.library.index", "read films once, for `find` to search all of them"),
+    "library": ("revisionllm.library.manage", "list, verify or remove films of an index"),
     "features": ("revisionllm.data.features_cli", "extract, convert, verify or describe features"),
     "data": ("revisionllm.train.data_cli", "check a recipe and its data before training"),
     "train": ("revisionllm.train.cli", "train the stages of a recipe, one's own or a shipped one"),

@@ -1,6 +1,11 @@
 """`revisionllm find VIDEO "sentence" ...`: ground sentences in any video file.
 
     revisionllm find film.mp4 "a red ball bounces on the beach" --view view.html
+    revisionllm find film.mp4 "a dog on a beach" --model clip:ViT-B-32:laion2b_s34b_b79k
+    revisionllm find library "a dog on a beach"          # made by `revisionllm index`
+
+With an encoder (`--model clip:...`) or a library no LLM is asked: spans come from the similarity of
+frames and sentence.
 
 Results go to stdout (a table, or one JSON object per sentence with --json), progress to stderr.
 """
@@ -12,6 +17,7 @@ import json
 import sys
 from pathlib import Path
 
+from revisionllm.errors import UserError
 from revisionllm.files import claim_output
 from revisionllm.grounder import (
     DEFAULT_CHECKPOINT,
@@ -22,6 +28,7 @@ from revisionllm.grounder import (
 )
 from revisionllm.model.hub import path_argument
 
+NOTHING_FOUND = 3  # exit code of --exit-code
 DEMO_HINT = (
     "revisionllm find: these are the demo's weights, which know rendered films alone; for real"
     " footage give --checkpoint RUN (checkpoints/README.md says where to get one)"
@@ -30,17 +37,19 @@ DEMO_HINT = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
-    parser.add_argument("video", type=Path, help="any video file")
+    parser.add_argument("video", type=Path, help="any video file, or a library")
     parser.add_argument("sentences", nargs="+", metavar="sentence", help="what to look for")
     parser.add_argument("--top-k", type=int, default=5, help="moments per sentence (5)")
     parser.add_argument("--json", action="store_true", help="one JSON object per sentence")
     parser.add_argument("--view", type=Path, metavar="HTML", help="also write a page that shows it")
     parser.add_argument("--overwrite", action="store_true", help="replace what HTML names")
     parser.add_argument(
-        "--checkpoint",
-        type=path_argument,
-        default=DEFAULT_CHECKPOINT,
-        help="run folder (the demo's)",
+        "--model",
+        help="an encoder alone: clip:NAME:TAG of open_clip, clip:FOLDER, hf:owner/name; or demo",
+    )
+    parser.add_argument("--checkpoint", type=path_argument, help="run folder (the demo's)")
+    parser.add_argument(
+        "--exit-code", action="store_true", help="exit with 3 if no sentence was found"
     )
     parser.add_argument(
         "--threshold", type=float, default=0.5, help="found means a score of at least this (0.5)"
@@ -77,14 +86,119 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command. Returns the exit code."""
+    from revisionllm.library.store import is_library
+
+    check_sentences(args.sentences)
+    of_runs = [f"--{name}" for name in ("checkpoint", "long") if getattr(args, name)]
+    if args.model and of_runs:
+        raise UserError(f"--model and {of_runs[0]}: give one of them")
+    if is_library(args.video):
+        refused = [
+            flag for flag, given in (("--view", args.view), ("--model", args.model)) if given
+        ]
+        if refused or of_runs:
+            raise UserError(
+                f"{args.video} is a library, searched by its own encoder: no"
+                f" {', '.join(refused + of_runs)}"
+            )
+        found = find_in_library(args)
+    elif args.model and args.model != "demo":
+        found = find_by_encoder(args)
+    else:
+        found = find_by_llm(args)
+    return NOTHING_FOUND if args.exit_code and not found else 0
+
+
+def find_in_library(args: argparse.Namespace) -> bool:
+    """Search all films of a library; whether any sentence was found."""
+    from revisionllm.library.frames import read_frames_calibration, search_library
+    from revisionllm.library.store import Library
+    from revisionllm.model.clip import load_clip
+
+    library = Library(args.video)
+    clip = load_clip(library.encoder, device=args.device)
+    if clip.fingerprint() != library.fingerprint:
+        raise UserError(
+            f"{args.video} was made by encoder {library.fingerprint}, {library.encoder} is"
+            f" {clip.fingerprint()}; put the old one back, or index the films again"
+        )
+    _, features = clip.encode_texts(args.sentences)
+    found = search_library(
+        library,
+        args.sentences,
+        features.numpy(),
+        calibration=read_frames_calibration(library.encoder),
+        threshold=args.threshold,
+        top_k=args.top_k,
+        run=f"clip:{library.encoder}",
+    )
+    for sentence, films in zip(args.sentences, found, strict=True):
+        ranked = [(m, p, path) for path, p in films if p.found for m in p.moments]
+        ranked = sorted(ranked, key=lambda row: -row[0].score)[: args.top_k]
+        if args.json:
+            named = {path for _, _, path in ranked} or {path for path, _ in films[:1]}
+            for path, prediction in films:
+                if path in named:
+                    print(json.dumps(prediction.to_json() | {"film": str(path)}))
+            continue
+        print(sentence)
+        for rank, (moment, _, path) in enumerate(ranked, 1):
+            print(f"  {rank}. {_span(moment)}  score {moment.score:.2f}  {path}")
+        if not ranked:
+            print(f"  not present in {len(films)} films")
+    return any(prediction.found for films in found for _, prediction in films)
+
+
+def find_by_encoder(args: argparse.Namespace) -> bool:
+    """Search one film by an encoder alone; whether any sentence was found."""
+    import hashlib
+
+    import numpy as np
+
+    from revisionllm.data.feature_extraction.frames import extract_features
+    from revisionllm.data.video import probe
+    from revisionllm.library.frames import FEATURE_FPS, ground_frames, read_frames_calibration
+    from revisionllm.library.index import encoder_of
+    from revisionllm.model.clip import load_clip
+    from revisionllm.records.films import Film
+
+    if args.view:
+        claim_output(args.view, inputs=[args.video], overwrite=args.overwrite)
+    probe(args.video)
+    encoder = encoder_of(args.model)
+    clip = load_clip(encoder, device=args.device)
+    _, sentences = clip.encode_texts(args.sentences)
+    path = args.video.resolve()
+    key = hashlib.sha256(f"{path} {clip.fingerprint()} {FEATURE_FPS}".encode()).hexdigest()[:10]
+    folder = args.features_dir or default_features_dir()
+    made = extract_features(
+        path, clip, feature_fps=FEATURE_FPS, out_path=folder / f"{path.stem[:60]}-{key}.npy"
+    )
+    rows = np.load(made.path, mmap_mode="r", allow_pickle=False)
+    film = Film(path.stem, rows, FEATURE_FPS, made.duration_s, video_path=path)
+    predictions = ground_frames(
+        film,
+        args.sentences,
+        sentences.numpy(),
+        calibration=read_frames_calibration(encoder),
+        threshold=args.threshold,
+        top_k=args.top_k,
+        run=args.model,
+    )
+    _show(args, film, predictions, None)
+    return any(prediction.found for prediction in predictions)
+
+
+def find_by_llm(args: argparse.Namespace) -> bool:
+    """Search one film by a run's levels; whether any sentence was found."""
     from revisionllm.data.video import probe
     from revisionllm.data.video_file import film_comment
     from revisionllm.grounder import Grounder
     from revisionllm.grounding.windows import dense_windows
 
-    check_sentences(args.sentences)
     if args.view:
         claim_output(args.view, inputs=[args.video], overwrite=args.overwrite)
+    args.checkpoint = args.checkpoint or DEFAULT_CHECKPOINT
     probe(args.video)  # a bad file is told before the model is loaded
     demo_weights = Path(args.checkpoint).resolve() == DEFAULT_CHECKPOINT
     if demo_weights and "made_by" not in film_comment(args.video):
@@ -105,8 +219,15 @@ def run(args: argparse.Namespace) -> int:
     num_windows = len(
         dense_windows(film.duration_s, window_s=config.window_s, stride_s=config.stride_s)
     )
+    _show(args, film, predictions, num_windows)
+    return any(prediction.found for prediction in predictions)
+
+
+def _show(args: argparse.Namespace, film, predictions, num_windows: int | None) -> None:
+    """Print a film's predictions, and write the page that was asked for."""
     for prediction in predictions:
-        print(json.dumps(prediction.to_json()) if args.json else as_text(prediction, num_windows))
+        shown = json.dumps(prediction.to_json()) if args.json else as_text(prediction, num_windows)
+        print(shown)
     if args.view:
         from revisionllm.viewer.page import write_view
 
@@ -118,20 +239,28 @@ def run(args: argparse.Namespace) -> int:
             num_windows=num_windows,
         )
         print(f"wrote {args.view}", file=sys.stderr)
-    return 0
 
 
-def as_text(prediction, num_windows: int) -> str:
-    """A prediction as a few lines for people."""
+def _span(moment) -> str:
     from revisionllm.records.clock import clock
 
-    visited = f"{prediction.cost.dense_windows} of {num_windows} windows"
+    return f"{clock(moment.start_s, 1)} - {clock(moment.end_s, 1)}"
+
+
+def as_text(prediction, num_windows: int | None) -> str:
+    """A prediction as a few lines for people.
+
+    Args:
+        num_windows: of the film; None: no windows were asked.
+    """
+    visited = "frames alone"
+    if num_windows is not None:
+        visited = f"{prediction.cost.dense_windows} of {num_windows} windows"
     lines = [f"{prediction.query}"]
     if not prediction.found:
         best = prediction.moments[0].score if prediction.moments else 0.0
         lines.append(f"  not present (best candidate scores {best:.2f}; {visited})")
         return "\n".join(lines)
     for rank, moment in enumerate(prediction.moments, 1):
-        span = f"{clock(moment.start_s, 1)} - {clock(moment.end_s, 1)}"
-        lines.append(f"  {rank}. {span}  score {moment.score:.2f}")
+        lines.append(f"  {rank}. {_span(moment)}  score {moment.score:.2f}")
     return "\n".join([*lines, f"  ({visited})"])

@@ -23,6 +23,7 @@ ORDER = (
     ("search",),
     ("train",),
     ("grounder",),
+    ("library",),
     ("eval", "interop"),
     ("viewer",),
     ("find", "demo"),

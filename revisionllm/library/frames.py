@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from revisionllm.grounding.calibration import Calibration, from_dict
 from revisionllm.grounding.frame_spans import FrameSpan, frame_spans, piece_ends
 from revisionllm.grounding.levels import Moment
 from revisionllm.grounding.scores import unit_rows
+from revisionllm.library.store import Library
 from revisionllm.records.films import Film
 from revisionllm.records.predictions import Prediction
 
@@ -47,6 +49,32 @@ def read_frames_calibration(encoder: str | Path) -> Calibration | None:
             f"{path}: {error}; python revisionllm/demo/frame_benchmark.py --write"
             " makes the demo's again"
         ) from error
+
+
+def search_library(
+    library: Library, sentences: Sequence[str], features: np.ndarray, **options: Any
+) -> list[list[tuple[Path, Prediction]]]:
+    """Find every sentence in all films of a library.
+
+    Args:
+        features, options: see `ground_frames`.
+
+    Returns:
+        Per sentence each film's path and prediction, the film with the best moment first.
+    """
+    found: list[list[tuple[Path, Prediction]]] = [[] for _ in sentences]
+    for film in library.films():
+        predictions = ground_frames(library.open(film), sentences, features, **options)
+        for row, prediction in zip(found, predictions, strict=True):
+            row.append((film.path, prediction))
+    for row in found:
+        row.sort(key=lambda pair: _merit(pair[1]))
+    return found
+
+
+def _merit(prediction: Prediction) -> float:
+    """For sorting: the less, the better its best moment."""
+    return -prediction.moments[0].score if prediction.moments else 0.0
 
 
 def ground_frames(

@@ -1,0 +1,80 @@
+"""`revisionllm library`: what an index holds, and taking films out.
+
+revisionllm library list library
+revisionllm library remove library films/old.mp4
+revisionllm library verify library
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from revisionllm.errors import EXIT_BAD_INPUT, UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `revisionllm library`."""
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    helps = {
+        "list": "its films",
+        "info": "encoder, rate, films, hours, bytes",
+        "verify": "read every row; exit code 2 if something is damaged, or a film has gone",
+        "remove": "take films out with their features; the films themselves stay",
+    }
+    for name, text in helps.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("library", type=Path, help="folder of the index")
+        if name == "remove":
+            command.add_argument("films", nargs="+", metavar="FILM", help="path as in `list`")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a sub-command; returns its exit code."""
+    from revisionllm.library.store import Library
+    from revisionllm.records.clock import clock
+
+    library = Library(args.library)
+    films = library.films()
+    if args.command == "list":
+        for film in films:
+            print(f"{film.film_id}  {clock(film.duration_s)}  {film.path}")
+    elif args.command == "info":
+        size = sum(f.stat().st_size for f in args.library.rglob("*") if f.is_file())
+        hours = sum(film.duration_s for film in films) / 3600
+        print(f"encoder: {library.encoder} ({library.fingerprint})")
+        print(f"{len(films)} films, {hours:.1f} hours, {library.feature_fps:g} frames per second")
+        print(f"{size / 1e6:.1f} MB")
+    elif args.command == "remove":
+        wanted = {os.path.abspath(name): name for name in args.films}
+        chosen = [film for film in films if str(film.path) in wanted]
+        unknown = wanted.keys() - {str(film.path) for film in chosen}
+        if unknown:
+            raise UserError(f"{wanted[min(unknown)]} is not in {args.library}; see `list`")
+        for film in chosen:
+            library.remove(film)
+            print(f"removed {film.path}")
+    else:
+        return _verify(library, films)
+    return 0
+
+
+def _verify(library, films) -> int:
+    from revisionllm.data.stores.feature_store import open_features
+
+    store = open_features(library.folder / "films")
+    problems = []
+    for film in films:
+        try:
+            bad = store.bad_rows(film.film_id)
+        except UserError as error:
+            bad = str(error)
+        if bad:
+            problems.append(f"{film.path}: {bad}")
+        if not film.path.exists():
+            problems.append(f"{film.path}: gone; it can be searched, not shown or cut")
+    for problem in problems:
+        print(problem)
+    print(f"{len(films)} films, {len(problems)} problems")
+    return EXIT_BAD_INPUT if problems else 0

@@ -1,0 +1,193 @@
+"""A library: one folder with the frames' features of many films, which can be copied as a whole.
+
+    <library>/library.json          encoder, its fingerprint, frames per second
+    <library>/films/<id>.npy        features [T, D] float16, with their description in <id>.json
+    <library>/films/<id>.film.json  where the film lies
+
+A film's id is a digest of its bytes: a film that was renamed or moved is the same film. Adding or
+removing one touches no other's files, so several processes may index at once, and what a killed one
+had begun is continued (`data.feature_extraction.frames`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from revisionllm.errors import UserError
+from revisionllm.files import read_json, sha256_of, write_json
+from revisionllm.records.films import Film
+
+if TYPE_CHECKING:
+    from revisionllm.model.clip import ClipFeatures
+
+ABOUT, FILMS = "library.json", "films"
+FORMAT = "revisionllm-library"
+ID_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class LibraryFilm:
+    """A film of a library.
+
+    Attributes:
+        film_id: digest of its bytes.
+        path: where it was indexed; it may have gone since.
+        rows: number of its feature rows.
+        duration_s: its length.
+    """
+
+    film_id: str
+    path: Path
+    rows: int
+    duration_s: float
+
+
+class Library:
+    """An opened library; see the module.
+
+    Attributes:
+        folder: where it is.
+        encoder: what `model.clip.load_clip` is given.
+        fingerprint: of that encoder.
+        feature_fps: feature rows per second.
+    """
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        """Open one.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        self.folder = Path(folder)
+        path = self.folder / ABOUT
+        if not path.is_file():
+            raise UserError(f"{folder} is no library; `revisionllm index FILMS --library {folder}`")
+        about = read_json(path, kind=dict)
+        if about.get("format") != FORMAT:
+            raise UserError(f"{path} is not of a library")
+        try:
+            self.encoder = str(about["encoder"])
+            self.fingerprint = str(about["fingerprint"])
+            self.feature_fps = float(about["feature_fps"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is damaged: no {error}; index the films again") from error
+        inside = self.folder / self.encoder
+        if not Path(self.encoder).is_absolute() and inside.exists():
+            self.encoder = str(inside.resolve())
+
+    @classmethod
+    def create(
+        cls, folder: str | os.PathLike, encoder: str, clip: ClipFeatures, feature_fps: float
+    ) -> Library:
+        """Open a library, or make a new one in a folder that is empty or not there.
+
+        Raises:
+            UserError: something else is in the folder, or the library has another encoder or rate.
+        """
+        folder = Path(folder)
+        if not is_library(folder):
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise UserError(f"{folder} holds something else; give another --library")
+            place = os.path.abspath(encoder) if Path(encoder).exists() else encoder
+            about = {"format": FORMAT, "encoder": place, "fingerprint": clip.fingerprint()}
+            (folder / FILMS).mkdir(parents=True, exist_ok=True)
+            write_json(folder / ABOUT, about | {"feature_fps": feature_fps})
+        found = cls(folder)
+        if (found.fingerprint, found.feature_fps) != (clip.fingerprint(), feature_fps):
+            raise UserError(
+                f"{folder} was made by {found.encoder} at {found.feature_fps:g} frames per second,"
+                f" not by {encoder} at {feature_fps:g}; give its own, or another --library"
+            )
+        return found
+
+    def films(self) -> list[LibraryFilm]:
+        """All films that are indexed whole, by path."""
+        return sorted(self._films(), key=lambda film: (str(film.path), film.film_id))
+
+    def _films(self) -> Iterator[LibraryFilm]:
+        for path in sorted((self.folder / FILMS).glob("*.film.json")):
+            film_id = path.name.removesuffix(".film.json")
+            about, place = self._rows_of(film_id), read_json(path, kind=dict).get("path")
+            if about is not None and isinstance(place, str):
+                yield LibraryFilm(
+                    film_id,
+                    Path(os.path.normpath(self.folder.resolve() / place)),
+                    int(about["num_frames"]),
+                    float(about["duration_s"]),
+                )
+
+    def _rows_of(self, film_id: str) -> dict[str, Any] | None:
+        path = self.folder / FILMS / f"{film_id}.json"
+        whole = path.is_file() and path.with_suffix(".npy").is_file()
+        return read_json(path, kind=dict) if whole else None
+
+    def open(self, film: LibraryFilm) -> Film:
+        """A film's features, mapped from disk.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.folder / FILMS / f"{film.film_id}.npy"
+        try:
+            rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path} is damaged; remove the film and index it again") from error
+        return Film(film.path.stem, rows, self.feature_fps, film.duration_s, video_path=film.path)
+
+    def untouched(self) -> set[str]:
+        """Absolute paths of the films that are as they were when they were indexed."""
+        found = set()
+        for film in self._films():
+            told = read_json(self.folder / FILMS / f"{film.film_id}.film.json", kind=dict)
+            if film.path.is_file():
+                stat = film.path.stat()
+                if (told.get("bytes"), told.get("mtime_ns")) == (stat.st_size, stat.st_mtime_ns):
+                    found.add(str(film.path))
+        return found
+
+    def add(self, video: Path, clip: ClipFeatures, *, progress: bool = True) -> tuple[str, bool]:
+        """Index a film, or go on where a killed run was.
+
+        Returns:
+            The film's id, and whether its features were there already.
+
+        Raises:
+            UserError: not a readable video, the disk is full, or another process is at this film.
+        """
+        from revisionllm.data.feature_extraction.frames import extract_features
+        from revisionllm.data.video import probe
+
+        probe(video)
+        film_id = sha256_of(video)[:ID_LENGTH]
+        is_there = self._rows_of(film_id) is not None  # under another name, perhaps
+        if not is_there:
+            extract_features(
+                video,
+                clip,
+                feature_fps=self.feature_fps,
+                out_path=self.folder / FILMS / f"{film_id}.npy",
+                progress=progress,
+            )
+        stat, place = video.stat(), os.path.abspath(video)
+        beside = os.path.relpath(place, self.folder.resolve())
+        # what lies with the library moves with it
+        kept = place if beside.startswith(os.path.join("..", "..", "..")) else beside
+        note = {"path": kept, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        write_json(self.folder / FILMS / f"{film_id}.film.json", note)
+        return film_id, is_there
+
+    def remove(self, film: LibraryFilm) -> None:
+        """Take a film out with its features; the film itself stays."""
+        for suffix in (".film.json", ".json", ".npy"):
+            (self.folder / FILMS / f"{film.film_id}{suffix}").unlink(missing_ok=True)
+
+
+def is_library(folder: str | os.PathLike) -> bool:
+    """Whether a folder is a library."""
+    return (Path(folder) / ABOUT).is_file()

@@ -1,0 +1,198 @@
+"""An index of many films: made once, found again by content, searched by frame similarity."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from revisionllm.cli import main
+from revisionllm.grounder import DEMO_WEIGHTS
+from revisionllm.grounding.frame_spans import above_background, frame_spans, piece_ends
+
+CLIP = f"clip:{DEMO_WEIGHTS / 'clip'}"
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory) -> tuple[Path, list]:
+    """A folder with two rendered films, one in a folder below, and what frames of each show."""
+    from revisionllm.demo.world.frame_questions import frame_questions
+    from revisionllm.demo.world.plans import plan_film
+    from revisionllm.demo.world.render import write_film
+
+    folder = tmp_path_factory.mktemp("films")
+    (folder / "below").mkdir()
+    questions = []
+    for seed, name in ((3, "a.mp4"), (4, "below/b.mp4")):
+        plan = plan_film(seed, 200.0, "test")
+        write_film(plan, folder / name)
+        questions.append(frame_questions(plan, 4, 2))
+    return folder, questions
+
+
+@pytest.fixture
+def library(films, tmp_path, capsys) -> Path:
+    place = tmp_path / "library"
+    assert main(["index", str(films[0]), "--library", str(place), "--model", CLIP]) == 0
+    capsys.readouterr()
+    return place
+
+
+def listed(library: Path, capsys) -> list[str]:
+    assert main(["library", "list", str(library)]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_library_ranks_what_each_film_alone_answers(films, library, tmp_path, capsys) -> None:
+    """All films' moments as by `find FILM`, the best first; mostly those of the right film."""
+    folder, questions = films
+    names = ["a.mp4", "below/b.mp4"]
+    sentences = [question.sentence for of in questions for question in of[:4]]
+    alone: dict[str, list[dict]] = {sentence: [] for sentence in sentences}
+    for name in names:
+        words = ["find", str(folder / name), *sentences, "--model", CLIP, "--json"]
+        assert main([*words, "--features-dir", str(tmp_path / "features")]) == 0
+        for line in capsys.readouterr().out.splitlines():
+            record = json.loads(line)
+            alone[record["query"]].append({"film": str(folder / name)} | record)
+    assert main(["find", str(library), *sentences, "--json", "--threshold", "0"]) == 0
+    first = {}
+    for line in capsys.readouterr().out.splitlines():
+        record = json.loads(line)
+        first.setdefault(record["query"], record)
+        (same,) = [r for r in alone[record["query"]] if r["film"] == record["film"]]
+        assert record["moments"] == same["moments"]
+    for sentence, records in alone.items():
+        best = max(records, key=lambda r: r["moments"][0]["score"])
+        assert first[sentence]["film"] == best["film"]
+    wanted = [str(folder / names[number // 4]) for number in range(8)]
+    assert sum(first[s]["film"] == w for s, w in zip(sentences, wanted, strict=True)) >= 6
+
+
+def test_what_is_indexed_is_not_read_again(films, library, tmp_path, capsys, monkeypatch) -> None:
+    folder = tmp_path / "moved"
+    shutil.copytree(films[0], folder)
+    os.rename(folder / "a.mp4", folder / "renamed.mp4")
+
+    def never(*_, **__):
+        raise AssertionError("a film was encoded again")
+
+    monkeypatch.setattr("revisionllm.model.clip.ClipFeatures.encode_images", never)
+    for place in (films[0], folder):
+        assert main(["index", str(place), "--library", str(library)]) == 0
+        assert "0 indexed, 2 already there" in capsys.readouterr().out
+    assert any("renamed.mp4" in line for line in listed(library, capsys))
+    assert len(listed(library, capsys)) == 2  # the same bytes are the same film
+
+
+def test_a_killed_index_goes_on_and_is_the_same(films, library, tmp_path, capsys, monkeypatch):
+    from revisionllm.model.clip import ClipFeatures
+
+    encode, calls = ClipFeatures.encode_images, []
+
+    def dies(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return encode(self, *args, **kwargs)
+
+    other = tmp_path / "other"
+    words = ["index", str(films[0]), "--library", str(other), "--model", CLIP]
+    with monkeypatch.context() as patched:
+        patched.setattr(ClipFeatures, "encode_images", dies)
+        with suppress(KeyboardInterrupt):
+            assert main(words) != 0
+    assert main(words) == 0
+    for file in (library / "films").glob("*.npy"):
+        assert (other / "films" / file.name).read_bytes() == file.read_bytes()
+    assert main(["library", "verify", str(other)]) == 0
+
+
+def test_a_library_is_copied_as_a_folder_and_films_are_taken_out(films, library, tmp_path, capsys):
+    copy = tmp_path / "elsewhere" / "copy"
+    shutil.copytree(library, copy)
+    assert len(listed(copy, capsys)) == 2
+    path = str(films[0] / "a.mp4")
+    assert main(["library", "remove", str(library), path]) == 0
+    capsys.readouterr()
+    assert len(listed(library, capsys)) == 1 and Path(path).is_file()
+    assert len(list((library / "films").iterdir())) == 3
+    assert main(["library", "remove", str(library), path]) == 2
+    assert "is not in" in capsys.readouterr().err
+
+
+def test_damage_and_films_that_have_gone_are_told(films, tmp_path, capsys) -> None:
+    folder, library = tmp_path / "films", tmp_path / "library"
+    shutil.copytree(films[0], folder)
+    (folder / "broken.mp4").write_bytes(b"no film")
+    words = ["index", str(folder), "--library", str(library), "--model", CLIP]
+    assert main(words) == 2
+    told = capsys.readouterr()
+    assert "2 indexed, 0 already there, 1 failed" in told.out and "broken.mp4" in told.err
+    (folder / "a.mp4").unlink()
+    assert main(["library", "verify", str(library)]) == 2
+    assert "a.mp4: gone" in capsys.readouterr().out
+    assert main(["find", str(library), "a red ball"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["index", "nowhere"], "no film or folder nowhere"),
+        (["index", ".", "--model", "ViT-B-32"], "give demo, clip:NAME:TAG"),
+        (["library", "list", "nowhere"], "nowhere is no library"),
+        (["find", "LIBRARY", "a ball", "--view", "x.html"], "is a library"),
+        (["find", "LIBRARY", "a ball", "--checkpoint", str(DEMO_WEIGHTS / "dense")], "no --check"),
+        (["find", "x.mp4", "a", "--model", CLIP, "--checkpoint", "y"], "give one of them"),
+        (["index", "FILMS", "--library", "LIBRARY", "--fps", "2"], "1 frames per second"),
+        (["index", "FILMS", "--library", "FILMS"], "holds something else"),
+    ],
+)
+def test_wrong_input_is_one_line(films, library, capsys, monkeypatch, tmp_path, words, said):
+    monkeypatch.chdir(films[0])
+    (films[0] / "y").mkdir(exist_ok=True)
+    places = {"LIBRARY": str(library), "FILMS": str(films[0])}
+    assert main([places.get(word, word) for word in words]) == 2
+    told = [line for line in capsys.readouterr().err.splitlines() if "demo's encoder" not in line]
+    assert said in told[-1]
+
+
+def test_one_film_by_an_encoder_alone(films, tmp_path, capsys) -> None:
+    folder, questions = films
+    words = ["find", str(folder / "a.mp4"), "--model", CLIP, "--features-dir", str(tmp_path)]
+    sentences = [q.sentence for q in questions[0]]
+    page = tmp_path / "view.html"
+    assert main([*words, *sentences, "--json", "--view", str(page), "--exit-code"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["query"] for r in records] == sentences
+    assert all(m["level"] == "frames" for r in records for m in r["moments"])
+    assert page.stat().st_size > 1000
+    assert main([*words, "a white cross in space", "--exit-code"]) in (0, 3)
+    assert main([*words, sentences[-1], "--threshold", "1", "--exit-code"]) == 3
+
+
+def test_spans_follow_the_pictures() -> None:
+    """Three pictures with noise; the sentence fits the second, twice."""
+    rng = np.random.default_rng(0)
+    base = np.linalg.qr(rng.normal(size=(16, 16)))[0]
+    order = np.repeat([0, 1, 2, 1, 0], [40, 12, 30, 7, 60])
+    rows = base[order] + 0.02 * rng.normal(size=(len(order), 16))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    ends = piece_ends(rows)
+    assert {40, 52, 82, 89} <= set(ends.tolist())
+    found = frame_spans(rows @ base[1], ends, 2.0, top_k=2)
+    assert sorted((s.start_s, s.end_s) for s in found) == [(20.0, 26.0), (41.0, 44.5)]
+    heights = above_background(rows @ base[1])
+    assert abs(np.median(heights)) < 1e-9
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_very_short_films(count: int) -> None:
+    rows = np.eye(4)[:count]
+    found = frame_spans(rows @ np.ones(4), piece_ends(rows), 1.0)
+    assert all(0 <= s.start_s < s.end_s <= count for s in found)

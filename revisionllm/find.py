@@ -116,6 +116,8 @@ def find_in_library(args: argparse.Namespace) -> bool:
     from revisionllm.model.clip import load_clip
 
     library = Library(args.video)
+    if not library.films():
+        raise UserError(f"{args.video} holds no film yet; `revisionllm index FILMS` adds some")
     clip = load_clip(library.encoder, device=args.device)
     if clip.fingerprint() != library.fingerprint:
         raise UserError(

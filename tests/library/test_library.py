@@ -124,6 +124,9 @@ def test_a_library_is_copied_as_a_folder_and_films_are_taken_out(films, library,
     assert len(list((library / "films").iterdir())) == 3
     assert main(["library", "remove", str(library), path]) == 2
     assert "is not in" in capsys.readouterr().err
+    assert main(["library", "remove", str(library), str(films[0] / "below" / "b.mp4")]) == 0
+    assert main(["find", str(library), "a red ball"]) == 2
+    assert "holds no film yet" in capsys.readouterr().err
 
 
 def test_damage_and_films_that_have_gone_are_told(films, tmp_path, capsys) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_resume import Killed, die_at
+from test_resume import Killed, die_at, start
 from tiny_training import flags, losses
 
 from revisionllm.cli import main as revisionllm
@@ -163,3 +163,22 @@ def test_part_and_middles() -> None:
     assert len({a.video_id for a in part}) == 2
     ranges = np.array([[0.0, 10.0], [20.0, 30.0], [4.0, 5.0]])
     assert holds_middle(ranges, np.array([[8.0, 12.0]])).tolist() == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", ["none", "scripts/zero2.json", "scripts/zero3.json"])
+def test_two_ranks_look_as_one(trained, tmp_path, zero) -> None:
+    """The same losses and recall, however questions are spread; ZeRO-3 has no search."""
+    settings = {"max_steps": 2, "val_steps": 1, "val_queries": 7, "lora_dropout": 0}
+    settings |= {"val_data_path": trained / "annotations.json"}
+    cases = {"one": (1, 8, "none"), "two": (2, 4, zero)}
+    for name, (processes, per_device, deepspeed) in cases.items():
+        words = {"per_device_batch_size": per_device, "deepspeed": deepspeed}
+        argv = flags(trained, "dense", output_dir=tmp_path / name, **settings, **words)
+        assert start(argv, processes=processes).wait() == 0
+    for ours, theirs in zip(looks(tmp_path / "two"), looks(tmp_path / "one"), strict=True):
+        for name in ("loss", "loss_present", "loss_not_present"):
+            assert ours[name] == pytest.approx(theirs[name], abs=1e-4)
+        if "zero3" not in zero:
+            assert ours["R1@0.5"] == theirs["R1@0.5"]
+    assert (tmp_path / "two" / "best" / "config.json").is_file()

@@ -25,6 +25,7 @@ from revisionllm.grounder import (
     SEARCHES,
     check_sentences,
     default_features_dir,
+    film_of,
 )
 from revisionllm.model.hub import path_argument
 
@@ -153,16 +154,10 @@ def find_in_library(args: argparse.Namespace) -> bool:
 
 def find_by_encoder(args: argparse.Namespace) -> bool:
     """Search one film by an encoder alone; whether any sentence was found."""
-    import hashlib
-
-    import numpy as np
-
-    from revisionllm.data.feature_extraction.frames import extract_features
     from revisionllm.data.video import probe
     from revisionllm.library.frames import FEATURE_FPS, ground_frames, read_frames_calibration
     from revisionllm.library.index import encoder_of
     from revisionllm.model.clip import load_clip
-    from revisionllm.records.films import Film
 
     if args.view:
         claim_output(args.view, inputs=[args.video], overwrite=args.overwrite)
@@ -170,14 +165,7 @@ def find_by_encoder(args: argparse.Namespace) -> bool:
     encoder = encoder_of(args.model)
     clip = load_clip(encoder, device=args.device)
     _, sentences = clip.encode_texts(args.sentences)
-    path = args.video.resolve()
-    key = hashlib.sha256(f"{path} {clip.fingerprint()} {FEATURE_FPS}".encode()).hexdigest()[:10]
-    folder = args.features_dir or default_features_dir()
-    made = extract_features(
-        path, clip, feature_fps=FEATURE_FPS, out_path=folder / f"{path.stem[:60]}-{key}.npy"
-    )
-    rows = np.load(made.path, mmap_mode="r", allow_pickle=False)
-    film = Film(path.stem, rows, FEATURE_FPS, made.duration_s, video_path=path)
+    film = film_of(args.video, clip, FEATURE_FPS, features_dir=args.features_dir)
     predictions = ground_frames(
         film,
         args.sentences,

@@ -80,6 +80,36 @@ def check_sentences(sentences: Sequence[str]) -> None:
             )
 
 
+def film_of(
+    video_path: str | os.PathLike,
+    clip,
+    feature_fps: float,
+    *,
+    features_dir: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> Film:
+    """Read a video's features, extracting those that `features_dir` does not hold yet.
+
+    Args:
+        clip: `model.clip.ClipFeatures`.
+        feature_fps: rows per second.
+        features_dir: where they are kept; None: `default_features_dir`.
+
+    Raises:
+        UserError: not a readable video, or the disk is full.
+    """
+    from revisionllm.data.feature_extraction.frames import extract_features
+
+    path = Path(video_path).resolve()
+    folder = Path(features_dir) if features_dir else default_features_dir()
+    key = f"{path} {clip.fingerprint()} {feature_fps}"
+    out = folder / f"{path.stem[:60]}-{hashlib.sha256(key.encode()).hexdigest()[:10]}.npy"
+    file = extract_features(path, clip, feature_fps=feature_fps, out_path=out, progress=progress)
+    rows = np.load(file.path, mmap_mode="r", allow_pickle=False)
+    kept = f"{file.path} {os.stat(file.path).st_mtime_ns}"
+    return Film(path.stem, rows, feature_fps, file.duration_s, key=kept, video_path=path)
+
+
 class Grounder:
     """Searches films with one model and its CLIP.
 
@@ -192,17 +222,8 @@ class Grounder:
         Raises:
             UserError: not a readable video, or the disk is full.
         """
-        from revisionllm.data.feature_extraction.frames import extract_features
-
-        path = Path(video_path).resolve()
-        folder = Path(features_dir) if features_dir else default_features_dir()
         fps = self.model.config.feature_fps
-        key = f"{path} {self.clip.fingerprint()} {fps}"
-        out = folder / f"{path.stem[:60]}-{hashlib.sha256(key.encode()).hexdigest()[:10]}.npy"
-        file = extract_features(path, self.clip, feature_fps=fps, out_path=out, progress=progress)
-        rows = np.load(file.path, mmap_mode="r", allow_pickle=False)
-        kept = f"{file.path} {os.stat(file.path).st_mtime_ns}"
-        return Film(path.stem, rows, fps, file.duration_s, key=kept, video_path=path)
+        return film_of(video_path, self.clip, fps, features_dir=features_dir, progress=progress)
 
     # --- search ----------------------------------------------------------------------------------
 

@@ -141,6 +141,8 @@ def predict_all(
         UserError: something is missing or contradicts itself.
     """
     _take_shard_from(os.environ, args)
+    from revisionllm.formats.annotations import by_film
+
     annotations = annotations_of(args)
     films = by_film(annotations[: args.limit])
     count = args.num_shards or _num_gpus(args.device)
@@ -213,14 +215,6 @@ def _feature_lengths(args: argparse.Namespace) -> Callable[[str], float | None]:
         return known[0](video_id)
 
     return length_of
-
-
-def by_film(annotations: Sequence[Annotation]) -> list[tuple[str, list[Annotation]]]:
-    """Annotations by film, in file order."""
-    films: dict[str, list[Annotation]] = {}
-    for annotation in annotations:
-        films.setdefault(annotation.video_id, []).append(annotation)
-    return list(films.items())
 
 
 def _num_gpus(device: str) -> int:

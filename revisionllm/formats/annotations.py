@@ -20,7 +20,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,14 @@ class Annotation:
     def spans_s(self) -> list[tuple[float, float]]:
         """The true span in a list; empty if there is none."""
         return [] if math.isnan(self.start_s) else [(self.start_s, self.end_s)]
+
+
+def by_film(annotations: Sequence[Annotation]) -> list[tuple[str, list[Annotation]]]:
+    """Annotations by film, in file order."""
+    films: dict[str, list[Annotation]] = {}
+    for annotation in annotations:
+        films.setdefault(annotation.video_id, []).append(annotation)
+    return list(films.items())
 
 
 @dataclass(frozen=True)

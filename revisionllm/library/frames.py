@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from revisionllm.errors import UserError
-from revisionllm.files import read_json
-from revisionllm.grounding.calibration import Calibration, from_dict
+from revisionllm.grounding.calibration import Calibration
 from revisionllm.grounding.frame_spans import FrameSpan, frame_spans, piece_ends
 from revisionllm.grounding.levels import Moment
 from revisionllm.grounding.scores import unit_rows
 from revisionllm.library.store import Library
+from revisionllm.model.config import read_calibration
 from revisionllm.records.films import Film
 from revisionllm.records.predictions import Prediction
 
 CALIBRATION = "frames_calibration.json"
+CALIBRATE = "`python revisionllm/demo/frame_benchmark.py --write` makes the demo's again"
 LEVEL = "frames"
 FEATURE_FPS = 1.0
 
@@ -39,16 +39,7 @@ def read_frames_calibration(encoder: str | Path) -> Calibration | None:
     Raises:
         UserError: it is damaged.
     """
-    path = Path(encoder) / CALIBRATION
-    if not path.is_file():
-        return None
-    try:
-        return from_dict(read_json(path, kind=dict))
-    except ValueError as error:
-        raise UserError(
-            f"{path}: {error}; python revisionllm/demo/frame_benchmark.py --write"
-            " makes the demo's again"
-        ) from error
+    return read_calibration(encoder, CALIBRATION, CALIBRATE)
 
 
 def search_library(

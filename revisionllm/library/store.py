@@ -77,9 +77,6 @@ class Library:
             self.feature_fps = float(about["feature_fps"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is damaged: no {error}; index the films again") from error
-        inside = self.folder / self.encoder
-        if not Path(self.encoder).is_absolute() and inside.exists():
-            self.encoder = str(inside.resolve())
 
     @classmethod
     def create(

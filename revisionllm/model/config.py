@@ -264,19 +264,25 @@ def write_config(config: RunConfig, folder: str | Path) -> Path:
     return folder / CONFIG_NAME
 
 
-def read_calibration(folder: str | Path) -> Calibration | None:
+def read_calibration(
+    folder: str | Path, name: str = CALIBRATION_NAME, mend: str = CALIBRATE
+) -> Calibration | None:
     """The calibration of a run folder (`calibration.json`); None if it has none.
+
+    Args:
+        name: of another one, in the folder of an encoder.
+        mend: what makes it again.
 
     Raises:
         UserError: the file is damaged.
     """
-    path = Path(folder) / CALIBRATION_NAME
+    path = Path(folder) / name
     if not path.is_file():
         return None
     try:
-        return from_dict(read_json(path, kind=dict, mend=CALIBRATE))
+        return from_dict(read_json(path, kind=dict, mend=mend))
     except ValueError as error:
-        raise UserError(f"{path}: {error}; {CALIBRATE}") from error
+        raise UserError(f"{path}: {error}; {mend}") from error
 
 
 def _unknown_keys(values: dict[str, Any]) -> list[str]:

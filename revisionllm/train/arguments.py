@@ -393,8 +393,6 @@ def _contradictions(args: TrainArguments) -> list[str]:
             args.val_data_path
         )
         and (args.val_features or args.val_text_features or args.val_steps),
-        f"--base_dtype {NF4} and --optimizer adamw_8bit need bitsandbytes; {GET}": not is_there()
-        and (args.base_dtype == NF4 or args.optimizer == "adamw_8bit"),
         "float16 needs a GPU": args.dtype == "float16" and args.device == "cpu",
     }
     return [text for text, broken in rules.items() if broken]
@@ -421,6 +419,8 @@ def _bad_numbers(args: TrainArguments) -> list[str]:
 
 def _missing(args: TrainArguments) -> list[str]:
     found = []
+    if (args.base_dtype == NF4 or args.optimizer == "adamw_8bit") and not is_there():
+        found.append(f"--base_dtype {NF4} and --optimizer adamw_8bit need bitsandbytes; {GET}")
     for name, paths in args.inputs().items():
         for path in paths:
             if path is None:

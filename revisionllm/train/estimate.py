@@ -279,17 +279,13 @@ def one_pass(model: GroundingModel, shape: Shape, *, recompute: bool) -> Pass:
 
 def in_four_bits(count: Pass, model: GroundingModel) -> Pass:
     """The pass with NF4 weights: one layer's at a time are there in the compute dtype, too."""
-    layers = [m.base_layer.weight if hasattr(m, "base_layer") else m.weight for m in _packed(model)]
+    layers = [m.weight for name, m in block_linears(model.llm) if ".lora_" not in name]
     saved = sum(w.nbytes - w.numel() * BITS / 8 for w in layers)
     return replace(
         count,
         frozen_bytes=int(count.frozen_bytes - saved),
         live_bytes=count.live_bytes + max(w.nbytes for w in layers),
     )
-
-
-def _packed(model: GroundingModel) -> Iterator[torch.nn.Module]:
-    return (m for name, m in block_linears(model.llm) if ".lora_" not in name)
 
 
 def _losses(model: GroundingModel, shape: Shape) -> Tensor:

@@ -229,26 +229,6 @@ def work_and_peak(args: TrainArguments, device: Any, dtype: str) -> tuple[float,
     return flops_per_token(args), peak * world_size()
 
 
-def validation_data(args: TrainArguments) -> Any:
-    """The fixed part of the validation data, checked as training data is."""
-    from revisionllm.train.dataset import build_dataset
-    from revisionllm.train.initial import known_clip, starting_adapter
-    from revisionllm.train.validation import fixed_part
-
-    adapter = starting_adapter(args)
-    return build_dataset(
-        sample_spec(args, reads_sentence=args.row.needs_text and adapter.reads_sentence),
-        annotations=args.val_data_path,
-        features=args.val_features or args.features,
-        text_features=args.val_text_features or args.text_features,
-        skip_bad=args.skip_bad,
-        feature_dim=adapter.feature_dim,
-        text_width=adapter.width_of_words,
-        clip_fingerprint=known_clip(args),
-        choose=lambda found: fixed_part(found, args.val_queries),
-    )
-
-
 def validation(args: TrainArguments, trainer: Any, looked_at: Any, run_log: Any) -> Any:
     """The callback that looks at validation data; says what it takes."""
     from revisionllm.train.validation import Validation, cost, is_searched
@@ -291,23 +271,9 @@ def prepare_device(args: TrainArguments) -> None:
 
 def training_data(args: TrainArguments) -> tuple[Any, Any]:
     """The stage's dataset and this process's batch sampler."""
-    from revisionllm.train.dataset import build_dataset
-    from revisionllm.train.initial import known_clip, starting_adapter
     from revisionllm.train.sampler import QuestionBatchSampler
 
-    adapter = starting_adapter(args)
-    spec = sample_spec(args, reads_sentence=args.row.needs_text and adapter.reads_sentence)
-    dataset = build_dataset(
-        spec,
-        annotations=args.data_path,
-        features=args.features,
-        text_features=args.text_features,
-        seed=args.seed,
-        skip_bad=args.skip_bad,
-        feature_dim=adapter.feature_dim,
-        text_width=adapter.width_of_words,
-        clip_fingerprint=known_clip(args),
-    )
+    dataset = checked_data(args, args.data_path, args.features, args.text_features, args.seed)
     sampler = QuestionBatchSampler(
         dataset,
         questions_per_batch=args.per_device_batch_size,
@@ -316,6 +282,46 @@ def training_data(args: TrainArguments) -> tuple[Any, Any]:
         batches_per_step=accumulation(args, world_size()),
     )
     return dataset, sampler
+
+
+def validation_data(args: TrainArguments) -> Any:
+    """The fixed part of the validation data, checked as training data is."""
+    from revisionllm.train.validation import fixed_part
+
+    return checked_data(
+        args,
+        args.val_data_path,
+        args.val_features or args.features,
+        args.val_text_features or args.text_features,
+        choose=lambda found: fixed_part(found, args.val_queries),
+    )
+
+
+def checked_data(
+    args: TrainArguments,
+    annotations: Any,
+    features: str,
+    text_features: str | None,
+    seed: int = 0,
+    **choice: Any,
+) -> Any:
+    """A dataset of the stage, held against what the start reads; see `dataset.build_dataset`."""
+    from revisionllm.train.dataset import build_dataset
+    from revisionllm.train.initial import known_clip, starting_adapter
+
+    adapter = starting_adapter(args)
+    return build_dataset(
+        sample_spec(args, reads_sentence=args.row.needs_text and adapter.reads_sentence),
+        annotations=annotations,
+        features=features,
+        text_features=text_features,
+        seed=seed,
+        skip_bad=args.skip_bad,
+        feature_dim=adapter.feature_dim,
+        text_width=adapter.width_of_words,
+        clip_fingerprint=known_clip(args),
+        **choice,
+    )
 
 
 def sample_spec(args: TrainArguments, *, reads_sentence: bool) -> Any:

@@ -24,7 +24,7 @@ from transformers import TrainerCallback
 
 from revisionllm.data.stores.lmdb_records import read_query
 from revisionllm.files import write_json
-from revisionllm.formats.annotations import Annotation
+from revisionllm.formats.annotations import Annotation, by_film
 from revisionllm.metrics.recall import hit_table, iou_table
 from revisionllm.records.films import Film, Query
 from revisionllm.train.dataset import GroundingDataset
@@ -35,14 +35,6 @@ log = logging.getLogger("revisionllm.train")
 
 BEST = "best"
 RANKS, IOU = (1, 5), 0.5
-
-
-def by_film(dataset: GroundingDataset) -> dict[str, list[Annotation]]:
-    """A dataset's annotations by film."""
-    found: dict[str, list[Annotation]] = {}
-    for annotation in dataset.annotations:
-        found.setdefault(annotation.video_id, []).append(annotation)
-    return found
 
 
 def fixed_part(annotations: Sequence[Annotation], count: int) -> list[Annotation]:
@@ -71,9 +63,9 @@ def _plan(config, duration_s: float):
 def search_questions(dataset: GroundingDataset, config) -> int:
     """How often one search asks about a window, or about a row of segments."""
     total = 0
-    for asked in by_film(dataset).values():
+    for _, asked in by_film(dataset.annotations):
         level = _plan(config, asked[0].duration_s).levels[0]
-        rows = math.ceil(len(level.grid(asked[0].duration_s)) / (level.group_size or 1))
+        rows = math.ceil(len(level.grid(asked[0].duration_s)) / level.group_size)
         total += len(asked) * rows
     return total
 
@@ -245,7 +237,7 @@ class Validation(TrainerCallback):
 
     def _films(self, first: int, step: int) -> Iterator[tuple[Film, list[Query]]]:
         store, text = self.dataset.store, self.dataset.text
-        for vid, asked in list(by_film(self.dataset).items())[first::step]:
+        for vid, asked in by_film(self.dataset.annotations)[first::step]:
             queries = []
             for annotation in asked:
                 query = Query(annotation.query_id, annotation.sentence, annotation.spans_s)
@@ -259,7 +251,7 @@ class Validation(TrainerCallback):
     def _added(self, sums: torch.Tensor) -> torch.Tensor:
         """The sum over all processes."""
         device = self.trainer.args.device
-        return self.trainer.accelerator.reduce(sums.float().to(device), "sum").double().cpu()
+        return self.trainer.accelerator.reduce(sums.to(device), "sum").cpu()
 
     def keep_best(self, record: dict[str, Any]) -> None:
         """Write the run folder of this step in the place of the best one before."""
@@ -302,9 +294,10 @@ def cost(dataset: GroundingDataset, config, *, every: int, searches: bool, kept:
         kept: bytes of a run folder.
     """
     questions = sum(dataset.num_questions(output) for output in dataset.spec.outputs)
+    films = len(by_film(dataset.annotations))
     searched = f", {search_questions(dataset, config):,} of the search" if searches else ""
     return (
         f"validation every {every:,} steps: {len(dataset.annotations):,} queries in"
-        f" {len(by_film(dataset)):,} films, {questions:,} questions for the loss{searched}; the"
+        f" {films:,} films, {questions:,} questions for the loss{searched}; the"
         f" best run is kept in {BEST}/, {kept / 1e6:,.1f} MB"
     )

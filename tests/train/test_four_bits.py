@@ -86,6 +86,7 @@ def test_refusals(trained, tmp_path, capsys, monkeypatch) -> None:
     assert main(flags(trained, "dense", output_dir=tmp_path / "run", **NF4)) == 2
     assert "need bitsandbytes; `pip install 'revisionllm[nf4]'`" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+    assert main([*flags(trained, "dense", output_dir=tmp_path / "run", **NF4), "--estimate"]) == 0
 
 
 def test_estimate_counts_four_bits() -> None:

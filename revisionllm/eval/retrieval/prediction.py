@@ -275,10 +275,10 @@ def predict_released(args, stage: str, make_log: Callable[..., dict[str, Any]]) 
     from revisionllm.eval.prediction_run import (
         FeatureSource,
         annotations_of,
-        by_film,
         load_run,
         output_folder,
     )
+    from revisionllm.formats.annotations import by_film
     from revisionllm.formats.released_log import read_logs
     from revisionllm.records.predictions import cut_torn_line
 

@@ -112,12 +112,13 @@ def run(args: argparse.Namespace) -> int:
 
 def find_in_library(args: argparse.Namespace) -> bool:
     """Search all films of a library; whether any sentence was found."""
-    from revisionllm.library.frames import read_frames_calibration, search_library
+    from revisionllm.library.frames import read_frames_calibration, search_films
     from revisionllm.library.store import Library
     from revisionllm.model.clip import load_clip
 
     library = Library(args.video)
-    if not library.films():
+    films = [library.framed(film) for film in library.films()]
+    if not films:
         raise UserError(f"{args.video} holds no film yet; `revisionllm index FILMS` adds some")
     clip = load_clip(library.encoder, device=args.device)
     if clip.fingerprint() != library.fingerprint:
@@ -126,8 +127,8 @@ def find_in_library(args: argparse.Namespace) -> bool:
             f" {clip.fingerprint()}; put the old one back, or index the films again"
         )
     _, features = clip.encode_texts(args.sentences)
-    found = search_library(
-        library,
+    found = search_films(
+        films,
         args.sentences,
         features.numpy(),
         calibration=read_frames_calibration(library.encoder),
@@ -135,21 +136,19 @@ def find_in_library(args: argparse.Namespace) -> bool:
         top_k=args.top_k,
         run=f"clip:{library.encoder}",
     )
-    for sentence, films in zip(args.sentences, found, strict=True):
-        ranked = [(m, p, path) for path, p in films if p.found for m in p.moments]
-        ranked = sorted(ranked, key=lambda row: -row[0].score)[: args.top_k]
+    for sentence, answers in zip(args.sentences, found, strict=True):
         if args.json:
-            named = {path for _, _, path in ranked} or {path for path, _ in films[:1]}
-            for path, prediction in films:
-                if path in named:
-                    print(json.dumps(prediction.to_json() | {"film": str(path)}))
+            for film, prediction in answers:
+                print(json.dumps(prediction.to_json() | {"film": str(film.video_path)}))
             continue
         print(sentence)
-        for rank, (moment, _, path) in enumerate(ranked, 1):
-            print(f"  {rank}. {_span(moment)}  score {moment.score:.2f}  {path}")
+        ranked = [(m, film) for film, answer in answers if answer.found for m in answer.moments]
+        ranked.sort(key=lambda pair: -pair[0].score)
+        for rank, (moment, film) in enumerate(ranked, 1):
+            print(f"  {rank}. {_span(moment)}  score {moment.score:.2f}  {film.video_path}")
         if not ranked:
             print(f"  not present in {len(films)} films")
-    return any(prediction.found for films in found for _, prediction in films)
+    return any(answer.found for answers in found for _, answer in answers)
 
 
 def find_by_encoder(args: argparse.Namespace) -> bool:

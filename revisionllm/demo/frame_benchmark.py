@@ -26,12 +26,11 @@ VALIDATION, TEST = range(900, 906), range(950, 962)
 
 
 def judged(split: str, seeds: range, clip, cache: Path) -> list[tuple]:
-    """Per film: frame features [T, D] at one per second, and (cosines [T], true spans) each."""
+    """Per film: frame features [T, D] at one per second, sentences' [Q, D], their true spans."""
     from revisionllm.data.stores.feature_writers import save_npy
     from revisionllm.demo.training.film_features import film_features
     from revisionllm.demo.world.frame_questions import frame_questions
     from revisionllm.demo.world.plans import FILM_FPS, WORLD_VERSION, plan_film
-    from revisionllm.grounding.scores import frame_cosines, unit_rows
 
     films = []
     cache.mkdir(parents=True, exist_ok=True)
@@ -43,9 +42,7 @@ def judged(split: str, seeds: range, clip, cache: Path) -> list[tuple]:
         rows = np.load(path, allow_pickle=False)
         asked = frame_questions(plan_film(seed, MINUTES * 60, split), PRESENT, ABSENT)
         _, sentences = clip.encode_texts([question.sentence for question in asked])
-        cosines = frame_cosines(rows, sentences.numpy())
-        questions = list(zip(cosines, [q.spans_s for q in asked], strict=True))
-        films.append((unit_rows(rows), questions))
+        films.append((rows, sentences.numpy(), [question.spans_s for question in asked]))
     return films
 
 
@@ -59,23 +56,26 @@ def is_hit(span, truth) -> bool:
 def baseline_hits(films: list[tuple], merging) -> list[bool]:
     """Of all present questions, is the baseline's first span right?"""
     from revisionllm.demo.evaluation.baselines import retrieve
+    from revisionllm.grounding.scores import frame_cosines
 
     return [
         is_hit(retrieve(cosines, 1.0, merging, 1)[0, :2], truth)
-        for _, questions in films
-        for cosines, truth in questions
+        for rows, sentences, truths in films
+        for cosines, truth in zip(frame_cosines(rows, sentences), truths, strict=True)
         if truth
     ]
 
 
-def our_spans(films: list[tuple]) -> list[tuple]:
-    """(best span, true spans) of all questions."""
-    from revisionllm.grounding.frame_spans import frame_spans, piece_ends
+def our_moments(films: list[tuple], calibration=None) -> list[tuple]:
+    """(best moment, true spans) of all questions."""
+    from revisionllm.grounding.frame_spans import pieces_of
+    from revisionllm.library.frames import FramedFilm, find_moments
 
     found = []
-    for rows, questions in films:
-        ends = piece_ends(rows)
-        found += [(frame_spans(c, ends, 1.0, top_k=1)[0], truth) for c, truth in questions]
+    for rows, sentences, truths in films:
+        film = FramedFilm("", pieces_of(rows), 1.0, float(len(rows)))
+        best = find_moments([film], sentences, calibration=calibration, top_k=1)
+        found += [(row[0][1], truth) for row, truth in zip(best, truths, strict=True)]
     return found
 
 
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         from revisionllm.files import MADE_BY, write_json
         from revisionllm.grounder import DEMO_WEIGHTS
         from revisionllm.grounding.calibration import fit_logistic, to_dict
-        from revisionllm.library.frames import CALIBRATION, parts_of
+        from revisionllm.library.frames import CALIBRATION
         from revisionllm.metrics.recall import bootstrap_interval
         from revisionllm.model.clip import load_clip
 
@@ -103,12 +103,12 @@ def main(argv: list[str] | None = None) -> int:
             (Merging(*values) for values in settings),
             key=lambda merging: np.mean(baseline_hits(validation, merging)),
         )
-        fitting = our_spans(validation)
-        parts = [parts_of(span) for span, _ in fitting]
+        fitting = our_moments(validation)
+        parts = [moment.parts for moment, _ in fitting]
         table = {name: [part[name] for part in parts] for name in parts[0]}
         calibration = fit_logistic(table, [bool(truth) for _, truth in fitting])
-        ours = our_spans(test)
-        score = np.array([float(calibration.confidence(parts_of(span))) for span, _ in ours])
+        ours = our_moments(test, calibration)
+        score = np.array([moment.score for moment, _ in ours])
         present = np.array([bool(truth) for _, truth in ours])
         rows = {
             "per-frame baseline": baseline_hits(test, best),

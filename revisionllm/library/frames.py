@@ -3,21 +3,32 @@
 Paper of such encoders: https://arxiv.org/abs/2103.00020. The spans are those of
 `grounding.frame_spans`; confidence is a calibration kept beside the encoder's weights. An encoder
 without one ranks moments, and does not say that something is not there.
+
+Of many films only the promising ones are cut into spans: what the rest could score at most is known
+from their highest piece. The answer is the same as if all of them were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from revisionllm.grounding.calibration import Calibration
-from revisionllm.grounding.frame_spans import FrameSpan, frame_spans, piece_ends
+from revisionllm.grounding.frame_spans import (
+    BACKGROUND_TIMES,
+    Pieces,
+    backgrounds,
+    frame_spans,
+    pieces_of,
+)
 from revisionllm.grounding.levels import Moment
 from revisionllm.grounding.scores import unit_rows
-from revisionllm.library.store import Library
 from revisionllm.model.config import read_calibration
 from revisionllm.records.films import Film
 from revisionllm.records.predictions import Prediction
@@ -28,9 +39,21 @@ LEVEL = "frames"
 FEATURE_FPS = 1.0
 
 
-def parts_of(span: FrameSpan) -> dict[str, float]:
-    """What the confidence of a span is computed from."""
-    return {"cosine": span.cosine, "height": span.height}
+@dataclass(frozen=True)
+class FramedFilm:
+    """A film as the search by an encoder alone sees it.
+
+    Attributes:
+        vid: name used in predictions.
+        feature_fps: rows per second that its pieces were cut from.
+        video_path: the file, if there is one.
+    """
+
+    vid: str
+    pieces: Pieces
+    feature_fps: float
+    duration_s: float
+    video_path: Path | None = None
 
 
 def read_frames_calibration(encoder: str | Path) -> Calibration | None:
@@ -42,79 +65,174 @@ def read_frames_calibration(encoder: str | Path) -> Calibration | None:
     return read_calibration(encoder, CALIBRATION, CALIBRATE)
 
 
-def search_library(
-    library: Library, sentences: Sequence[str], features: np.ndarray, **options: Any
-) -> list[list[tuple[Path, Prediction]]]:
-    """Find every sentence in all films of a library.
-
-    Args:
-        features, options: see `ground_frames`.
-
-    Returns:
-        Per sentence each film's path and prediction, the film with the best moment first.
-    """
-    found: list[list[tuple[Path, Prediction]]] = [[] for _ in sentences]
-    for film in library.films():
-        predictions = ground_frames(library.open(film), sentences, features, **options)
-        for row, prediction in zip(found, predictions, strict=True):
-            row.append((film.path, prediction))
-    for row in found:
-        row.sort(key=lambda pair: _merit(pair[1]))
-    return found
-
-
-def _merit(prediction: Prediction) -> float:
-    """For sorting: the less, the better its best moment."""
-    return -prediction.moments[0].score if prediction.moments else 0.0
-
-
-def ground_frames(
-    film: Film,
+def search_films(
+    films: Sequence[FramedFilm],
     sentences: Sequence[str],
     features: np.ndarray,
     *,
-    calibration: Calibration | None = None,
     threshold: float = 0.5,
-    top_k: int = 5,
     run: str = "",
-) -> list[Prediction]:
-    """Find every sentence in a film by the similarity of its frames.
+    **options: Any,
+) -> list[list[tuple[FramedFilm, Prediction]]]:
+    """Find every sentence in many films.
 
     Args:
-        features: of the sentences [Q, D], by the encoder of the film's frames.
-        calibration: of `read_frames_calibration`. None: the score is the height h above the film's
-            background as h / (1 + h), and a sentence counts as found.
-        threshold: a sentence is found if its best moment scores at least this.
-        top_k: moments per sentence at most.
+        features: of the sentences [Q, D], by the encoder of the films' frames.
+        threshold: a sentence is found in a film if its best moment there scores at least this. An
+            encoder without a calibration finds everything.
         run: what predictions are signed with.
+        options: see `find_moments`.
 
     Returns:
-        One prediction per sentence, in order.
+        Per sentence the films of its best moments, the best first, each with a prediction of those
+        of these moments that lie in it. If nothing stands out anywhere: the first, with none.
     """
-    rows = unit_rows(film.features)
-    ends = piece_ends(rows)
-    cosines = unit_rows(features) @ rows.T
-    found = []
-    for number, sentence in enumerate(sentences):
-        moments = []
-        for span in frame_spans(cosines[number], ends, film.feature_fps, top_k=top_k):
-            parts = parts_of(span)
-            score = span.height / (1 + span.height)
-            if calibration is not None:
-                score = float(calibration.confidence(parts))
-            end_s = min(span.end_s, film.duration_s)
-            moments.append(Moment(span.start_s, end_s, score, parts, LEVEL))
-        moments.sort(key=lambda moment: -moment.score)
-        is_found = bool(moments) and (calibration is None or moments[0].score >= threshold)
-        found.append(
-            Prediction(
+    found = find_moments(films, features, **options)
+    is_sure = options.get("calibration") is None
+    answers = []
+    for number, (sentence, ranked) in enumerate(zip(sentences, found, strict=True)):
+        of_film: dict[int, list[Moment]] = {} if ranked else {0: []}
+        for at, moment in ranked:
+            of_film.setdefault(at, []).append(moment)
+        row = []
+        for at, moments in of_film.items():
+            film = films[at]
+            prediction = Prediction(
                 qid=f"{film.vid}_{number:03d}",
                 vid=film.vid,
                 query=sentence,
                 duration_s=film.duration_s,
-                found=is_found,
+                found=bool(moments) and (is_sure or moments[0].score >= threshold),
                 moments=moments,
                 run=run,
             )
-        )
+            row.append((film, prediction))
+        answers.append(row)
+    return answers
+
+
+def ground_frames(
+    film: Film, sentences: Sequence[str], features: np.ndarray, *, run: str = "", **options: Any
+) -> list[Prediction]:
+    """Find every sentence in a film; see `search_films`.
+
+    Returns:
+        One prediction per sentence, in order.
+    """
+    pieces = pieces_of(film.features)
+    framed = FramedFilm(film.vid, pieces, film.feature_fps, film.duration_s, film.video_path)
+    found = search_films([framed], sentences, features, run=run, **options)
+    return [prediction for ((_, prediction),) in found]
+
+
+def find_moments(
+    films: Sequence[FramedFilm],
+    features: np.ndarray,
+    *,
+    calibration: Calibration | None = None,
+    top_k: int = 5,
+) -> list[list[tuple[int, Moment]]]:
+    """The best moments of every sentence in many films.
+
+    Args:
+        features: of the sentences [Q, D].
+        calibration: of `read_frames_calibration`. None: the score is the height h above the film's
+            background as h / (1 + h).
+        top_k: moments per sentence at most, of all films together.
+
+    Returns:
+        Per sentence (number of the film, moment), by falling score.
+    """
+    features = unit_rows(features).astype(np.float32)
+    cosines = [film.pieces.means @ features.T for film in films]
+    shown = np.empty((BACKGROUND_TIMES, len(films), len(features)), np.float32)
+    for at, (film, values) in enumerate(zip(films, cosines, strict=True)):
+        shown[:, at] = values[film.pieces.background]
+    medians, spreads = backgrounds(shown)
+    found = []
+    for number in range(len(features)):
+        searches = [
+            _FilmSearch(
+                film,
+                values[:, number],
+                (float(medians[at, number]), float(spreads[at, number])),
+                calibration,
+            )
+            for at, (film, values) in enumerate(zip(films, cosines, strict=True))
+        ]
+        found.append(_best_moments(searches, top_k))
     return found
+
+
+def _best_moments(searches: Sequence[_FilmSearch], top_k: int) -> list[tuple[int, Moment]]:
+    """The best of all films' moments, each film asked only while it may have a better one."""
+    waiting = [(-search.at_most(), at) for at, search in enumerate(searches)]
+    heapq.heapify(waiting)
+    best: list[tuple[float, int, int, Moment]] = []  # a heap, the worst of them first
+    count = itertools.count()
+    while waiting and (len(best) < top_k or -waiting[0][0] > best[0][0]):
+        _, at = heapq.heappop(waiting)
+        moment = searches[at].next(top_k)
+        if moment is None:
+            continue
+        heapq.heappush(waiting, (-searches[at].at_most(), at))
+        heapq.heappush(best, (moment.score, -at, -next(count), moment))
+        if len(best) > top_k:
+            heapq.heappop(best)
+    return [(-at, moment) for _, at, _, moment in sorted(best, reverse=True)]
+
+
+class _FilmSearch:
+    """A sentence's moments in one film, found one after the other, and what the next may score."""
+
+    def __init__(
+        self,
+        film: FramedFilm,
+        cosines: np.ndarray,
+        background: tuple[float, float],
+        calibration: Calibration | None,
+    ) -> None:
+        self._film, self._cosines = film, cosines
+        self._background, self._calibration = background, calibration
+        self._height = (float(cosines.max()) - background[0]) / background[1]
+        self._spans: Iterator | None = None
+        self._taken = 0
+
+    def at_most(self) -> float:
+        """No moment to come scores more: heights fall, and no span's cosine exceeds its peak's.
+
+        A calibration rises or falls with each part, so its greatest value is at a corner.
+        """
+        if self._calibration is None:
+            return _without_calibration(self._height)
+        median, spread = self._background
+        heights = (0.0, self._height)
+        cosines = (float(self._cosines.min()), median + spread * self._height)
+        corners = itertools.product(heights, cosines)
+        return max(
+            float(self._calibration.confidence({"height": height, "cosine": cosine}))
+            for height, cosine in corners
+        )
+
+    def next(self, top_k: int) -> Moment | None:
+        """The next moment by height; None after `top_k`, or if there is none."""
+        film = self._film
+        if self._spans is None:
+            self._spans = frame_spans(
+                self._cosines, film.pieces, film.feature_fps, self._background
+            )
+        span = next(self._spans, None) if self._taken < top_k else None
+        if span is None:
+            return None
+        self._taken += 1
+        self._height = span.height
+        parts = {"cosine": span.cosine, "height": span.height}
+        score = _without_calibration(span.height)
+        if self._calibration is not None:
+            score = float(self._calibration.confidence(parts))
+        end_s = min(span.end_s, film.duration_s)
+        return Moment(span.start_s, end_s, score, parts, LEVEL)
+
+
+def _without_calibration(height: float) -> float:
+    return height / (1 + height) if height > 0 else 0.0

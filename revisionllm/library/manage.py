@@ -68,6 +68,8 @@ def _verify(library, films) -> int:
     for film in films:
         try:
             bad = store.bad_rows(film.film_id)
+            if not bad and not library.fits(film):
+                bad = "its pieces are not those of its rows; remove it and index it again"
         except UserError as error:
             bad = str(error)
         if bad:

@@ -2,7 +2,8 @@
 
     <library>/library.json          encoder, its fingerprint, frames per second
     <library>/films/<id>.npy        features [T, D] float16, with their description in <id>.json
-    <library>/films/<id>.film.json  where the film lies
+    <library>/films/<id>.pieces.safetensors  what a search reads (`grounding.frame_spans.Pieces`)
+    <library>/films/<id>.film.json  where the film lies; written last
 
 A film's id is a digest of its bytes: a film that was renamed or moved is the same film. Adding or
 removing one touches no other's files, so several processes may index at once, and what a killed one
@@ -21,12 +22,13 @@ import numpy as np
 
 from revisionllm.errors import UserError
 from revisionllm.files import read_json, sha256_of, write_json
-from revisionllm.records.films import Film
+from revisionllm.grounding.frame_spans import Pieces, pieces_of
+from revisionllm.library.frames import FramedFilm
 
 if TYPE_CHECKING:
     from revisionllm.model.clip import ClipFeatures
 
-ABOUT, FILMS = "library.json", "films"
+ABOUT, FILMS, PIECES = "library.json", "films", ".pieces.safetensors"
 FORMAT = "revisionllm-library"
 ID_LENGTH = 16
 
@@ -120,28 +122,58 @@ class Library:
                 )
 
     def _rows_of(self, film_id: str) -> dict[str, Any] | None:
-        path = self.folder / FILMS / f"{film_id}.json"
-        whole = path.is_file() and path.with_suffix(".npy").is_file()
-        return read_json(path, kind=dict) if whole else None
+        suffixes = (".json", ".npy", PIECES)
+        is_whole = all(self._file(film_id, suffix).is_file() for suffix in suffixes)
+        return read_json(self._file(film_id, ".json"), kind=dict) if is_whole else None
 
-    def open(self, film: LibraryFilm) -> Film:
-        """A film's features, mapped from disk.
+    def framed(self, film: LibraryFilm) -> FramedFilm:
+        """What a search sees of a film, mapped from disk: it takes no memory and no open file.
 
         Raises:
             UserError: the file is damaged.
         """
-        path = self.folder / FILMS / f"{film.film_id}.npy"
-        try:
-            rows = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} is damaged; remove the film and index it again") from error
-        return Film(film.path.stem, rows, self.feature_fps, film.duration_s, video_path=film.path)
+        from revisionllm.model.tensors import read_tensors
+
+        path = self._file(film.film_id, PIECES)
+        tensors = read_tensors(path)
+        if tensors.keys() != {"means", "ends"} or int(tensors["ends"][-1]) != film.rows:
+            raise UserError(f"{path} is damaged; remove the film and index it again")
+        pieces = Pieces(tensors["means"].numpy(), tensors["ends"].numpy())
+        return FramedFilm(
+            film.path.stem, pieces, self.feature_fps, film.duration_s, video_path=film.path
+        )
+
+    def fits(self, film: LibraryFilm) -> bool:
+        """Whether a film's pieces are those of its rows.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        kept, new = self.framed(film).pieces, self._new_pieces(film.film_id)
+        return np.array_equal(kept.ends, new.ends) and np.allclose(kept.means, new.means, atol=1e-5)
+
+    def _new_pieces(self, film_id: str) -> Pieces:
+        return pieces_of(np.load(self._file(film_id, ".npy"), mmap_mode="r", allow_pickle=False))
+
+    def write_pieces(self, film_id: str) -> None:
+        """Cut a film's rows, which are there, into the pieces that a search reads."""
+        import torch
+
+        from revisionllm.model.tensors import write_tensors
+
+        pieces = self._new_pieces(film_id)
+        ends = torch.from_numpy(pieces.ends.astype(np.int64))
+        tensors = {"means": torch.from_numpy(pieces.means), "ends": ends}
+        write_tensors(tensors, self._file(film_id, PIECES))
+
+    def _file(self, film_id: str, suffix: str) -> Path:
+        return self.folder / FILMS / f"{film_id}{suffix}"
 
     def untouched(self) -> set[str]:
         """Absolute paths of the films that are as they were when they were indexed."""
         found = set()
         for film in self._films():
-            told = read_json(self.folder / FILMS / f"{film.film_id}.film.json", kind=dict)
+            told = read_json(self._file(film.film_id, ".film.json"), kind=dict)
             if film.path.is_file():
                 stat = film.path.stat()
                 if (told.get("bytes"), told.get("mtime_ns")) == (stat.st_size, stat.st_mtime_ns):
@@ -168,21 +200,22 @@ class Library:
                 video,
                 clip,
                 feature_fps=self.feature_fps,
-                out_path=self.folder / FILMS / f"{film_id}.npy",
+                out_path=self._file(film_id, ".npy"),
                 progress=progress,
             )
+            self.write_pieces(film_id)
         stat, place = video.stat(), os.path.abspath(video)
         beside = os.path.relpath(place, self.folder.resolve())
         # what lies with the library moves with it
         kept = place if beside.startswith(os.path.join("..", "..", "..")) else beside
         note = {"path": kept, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-        write_json(self.folder / FILMS / f"{film_id}.film.json", note)
+        write_json(self._file(film_id, ".film.json"), note)
         return film_id, is_there
 
     def remove(self, film: LibraryFilm) -> None:
         """Take a film out with its features; the film itself stays."""
-        for suffix in (".film.json", ".json", ".npy"):
-            (self.folder / FILMS / f"{film.film_id}{suffix}").unlink(missing_ok=True)
+        for suffix in (".film.json", ".json", PIECES, ".npy"):
+            self._file(film.film_id, suffix).unlink(missing_ok=True)
 
 
 def is_library(folder: str | os.PathLike) -> bool:

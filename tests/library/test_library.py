@@ -13,7 +13,9 @@ import pytest
 
 from revisionllm.cli import main
 from revisionllm.grounder import DEMO_WEIGHTS
-from revisionllm.grounding.frame_spans import above_background, frame_spans, piece_ends
+from revisionllm.grounding.calibration import IsotonicCalibration, LogisticCalibration
+from revisionllm.grounding.frame_spans import Pieces, pieces_of
+from revisionllm.library.frames import FramedFilm, find_moments
 
 CLIP = f"clip:{DEMO_WEIGHTS / 'clip'}"
 
@@ -66,7 +68,7 @@ def test_the_library_ranks_what_each_film_alone_answers(films, library, tmp_path
         record = json.loads(line)
         first.setdefault(record["query"], record)
         (same,) = [r for r in alone[record["query"]] if r["film"] == record["film"]]
-        assert record["moments"] == same["moments"]
+        assert record["moments"] == same["moments"][: len(record["moments"])]
     for sentence, records in alone.items():
         best = max(records, key=lambda r: r["moments"][0]["score"])
         assert first[sentence]["film"] == best["film"]
@@ -121,7 +123,7 @@ def test_a_library_is_copied_as_a_folder_and_films_are_taken_out(films, library,
     assert main(["library", "remove", str(library), path]) == 0
     capsys.readouterr()
     assert len(listed(library, capsys)) == 1 and Path(path).is_file()
-    assert len(list((library / "films").iterdir())) == 3
+    assert len(list((library / "films").iterdir())) == 4
     assert main(["library", "remove", str(library), path]) == 2
     assert "is not in" in capsys.readouterr().err
     assert main(["library", "remove", str(library), str(films[0] / "below" / "b.mp4")]) == 0
@@ -186,16 +188,58 @@ def test_spans_follow_the_pictures() -> None:
     order = np.repeat([0, 1, 2, 1, 0], [40, 12, 30, 7, 60])
     rows = base[order] + 0.02 * rng.normal(size=(len(order), 16))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    ends = piece_ends(rows)
-    assert {40, 52, 82, 89} <= set(ends.tolist())
-    found = frame_spans(rows @ base[1], ends, 2.0, top_k=2)
-    assert sorted((s.start_s, s.end_s) for s in found) == [(20.0, 26.0), (41.0, 44.5)]
-    heights = above_background(rows @ base[1])
-    assert abs(np.median(heights)) < 1e-9
+    pieces = pieces_of(rows)
+    assert {40, 52, 82, 89} <= set(pieces.ends.tolist())
+    film = FramedFilm("", pieces, 2.0, len(order) / 2)
+    (found,) = find_moments([film], base[[1]], top_k=2)
+    assert sorted((m.start_s, m.end_s) for _, m in found) == [(20.0, 26.0), (41.0, 44.5)]
+    for _, moment in found:
+        inside = rows[round(2 * moment.start_s) : round(2 * moment.end_s)]
+        assert np.isclose(moment.parts["cosine"], (inside @ base[1]).mean(), atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_very_short_films(count: int) -> None:
     rows = np.eye(4)[:count]
-    found = frame_spans(rows @ np.ones(4), piece_ends(rows), 1.0)
-    assert all(0 <= s.start_s < s.end_s <= count for s in found)
+    (found,) = find_moments([FramedFilm("", pieces_of(rows), 1.0, count)], np.ones((1, 4)))
+    assert all(0 <= m.start_s < m.end_s <= count for _, m in found)
+
+
+def test_a_still_picture_is_one_piece() -> None:
+    rows = np.repeat(np.eye(4)[:2], (30, 20), axis=0)
+    assert pieces_of(rows).ends.tolist() == [0, 30, 50]
+
+
+@pytest.mark.parametrize("kind", ["none", "rising", "falling", "isotonic"])
+def test_the_best_of_many_films_are_those_of_all_films(kind: str) -> None:
+    """Against every film searched whole, whatever the confidence depends on."""
+    calibration = {
+        "none": None,
+        "rising": LogisticCalibration(["cosine", "height"], [9.0, 0.3], -2.0),
+        "falling": LogisticCalibration(["cosine", "height"], [9.0, -0.5], -2.0),
+        "isotonic": IsotonicCalibration("height", [0.0, 2.0, 9.0], [0.0, 0.4, 1.0]),
+    }[kind]
+    rng = np.random.default_rng(7)
+    films = []
+    for number in range(25):
+        shots = rng.normal(size=(rng.integers(1, 30), 24))
+        rows = np.repeat(shots, rng.integers(1, 12, len(shots)), axis=0)
+        rows = rows + 0.1 * rng.normal(size=rows.shape)
+        films.append(FramedFilm(str(number), pieces_of(rows), 1.0, float(len(rows))))
+    sentences = rng.normal(size=(6, 24))
+    found = find_moments(films, sentences, calibration=calibration, top_k=12)
+    for number, sentence in enumerate(sentences):
+        every = []
+        for film in films:
+            (row,) = find_moments([film], sentence[None], calibration=calibration, top_k=12)
+            every += [moment.score for _, moment in row]
+        best = np.sort(every)[::-1][:12]
+        np.testing.assert_allclose([m.score for _, m in found[number]], best, rtol=1e-4)
+
+
+def test_a_background_is_taken_over_time_not_over_pieces() -> None:
+    """A film that stands still for an hour and then flickers: its background is the still."""
+    means = np.eye(3, dtype=np.float32)[[0, 1, 2, 1, 2]]
+    pieces = Pieces(means, np.array([0, 3600, 3601, 3602, 3603, 3604]))
+    (found,) = find_moments([FramedFilm("", pieces, 1.0, 3604.0)], np.eye(3)[[1]])
+    assert {m.start_s for _, m in found} == {3600.0, 3602.0}

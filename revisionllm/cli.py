@@ -20,6 +20,7 @@ VERBS = {
     "find": ("revisionllm.find", "ground sentences in any video file, or in a library of them"),
     "index": ("revisionllm.library.index", "read films once, for `find` to search all of them"),
     "library": ("revisionllm.library.manage", "list, verify or remove films of an index"),
+    "cut": ("revisionllm.library.cut", "moments as clips, and as markers for editors"),
     "features": ("revisionllm.data.features_cli", "extract, convert, verify or describe features"),
     "data": ("revisionllm.train.data_cli", "check a recipe and its data before training"),
     "train": ("revisionllm.train.cli", "train the stages of a recipe, one's own or a shipped one"),

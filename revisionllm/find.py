@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from revisionllm.errors import UserError
 from revisionllm.files import claim_output
@@ -27,7 +28,13 @@ from revisionllm.grounder import (
     default_features_dir,
     film_of,
 )
+from revisionllm.library.cut import add_cut_options
 from revisionllm.model.hub import path_argument
+
+if TYPE_CHECKING:
+    from revisionllm.records.predictions import Prediction
+
+    Answers = list[tuple[Path, Prediction]]  # films, and predictions about them
 
 NOTHING_FOUND = 3  # exit code of --exit-code
 DEMO_HINT = (
@@ -43,7 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, default=5, help="moments per sentence (5)")
     parser.add_argument("--json", action="store_true", help="one JSON object per sentence")
     parser.add_argument("--view", type=Path, metavar="HTML", help="also write a page that shows it")
-    parser.add_argument("--overwrite", action="store_true", help="replace what HTML names")
+    parser.add_argument("--cut", type=Path, metavar="DIR", help="also write a clip of each moment")
+    add_cut_options(parser)
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files that this project did not make"
+    )
     parser.add_argument(
         "--model",
         help="an encoder alone: clip:NAME:TAG of open_clip, clip:FOLDER, hf:owner/name; or demo",
@@ -87,6 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command. Returns the exit code."""
+    from revisionllm.library.cut import take_away
+    from revisionllm.library.markers import check_markers
     from revisionllm.library.store import is_library
 
     check_sentences(args.sentences)
@@ -102,16 +115,20 @@ def run(args: argparse.Namespace) -> int:
                 f"{args.video} is a library, searched by its own encoder: no"
                 f" {', '.join(refused + of_runs)}"
             )
-        found = find_in_library(args)
-    elif args.model and args.model != "demo":
-        found = find_by_encoder(args)
+        search = find_in_library
     else:
-        found = find_by_llm(args)
-    return NOTHING_FOUND if args.exit_code and not found else 0
+        search = find_by_encoder if args.model and args.model != "demo" else find_by_llm
+    for path in args.markers:
+        check_markers(path, inputs=[args.video], overwrite=args.overwrite)
+    answers = search(args)
+    if args.cut or args.markers:
+        take_away(answers, args, args.cut, args.top_k)
+    was_found = any(prediction.found for _, prediction in answers)
+    return NOTHING_FOUND if args.exit_code and not was_found else 0
 
 
-def find_in_library(args: argparse.Namespace) -> bool:
-    """Search all films of a library; whether any sentence was found."""
+def find_in_library(args: argparse.Namespace) -> Answers:
+    """Search all films of a library."""
     from revisionllm.library.frames import read_frames_calibration, search_films
     from revisionllm.library.store import Library
     from revisionllm.model.clip import load_clip
@@ -139,7 +156,7 @@ def find_in_library(args: argparse.Namespace) -> bool:
     for sentence, answers in zip(args.sentences, found, strict=True):
         if args.json:
             for film, prediction in answers:
-                print(json.dumps(prediction.to_json() | {"film": str(film.video_path)}))
+                print(as_json(film.video_path, prediction))
             continue
         print(sentence)
         ranked = [(m, film) for film, answer in answers if answer.found for m in answer.moments]
@@ -148,11 +165,11 @@ def find_in_library(args: argparse.Namespace) -> bool:
             print(f"  {rank}. {_span(moment)}  score {moment.score:.2f}  {film.video_path}")
         if not ranked:
             print(f"  not present in {len(films)} films")
-    return any(answer.found for answers in found for _, answer in answers)
+    return [(film.video_path, answer) for answers in found for film, answer in answers]
 
 
-def find_by_encoder(args: argparse.Namespace) -> bool:
-    """Search one film by an encoder alone; whether any sentence was found."""
+def find_by_encoder(args: argparse.Namespace) -> Answers:
+    """Search one film by an encoder alone."""
     from revisionllm.data.video import probe
     from revisionllm.library.frames import FEATURE_FPS, ground_frames, read_frames_calibration
     from revisionllm.library.index import encoder_of
@@ -174,12 +191,11 @@ def find_by_encoder(args: argparse.Namespace) -> bool:
         top_k=args.top_k,
         run=args.model,
     )
-    _show(args, film, predictions, None)
-    return any(prediction.found for prediction in predictions)
+    return _show(args, film, predictions, None)
 
 
-def find_by_llm(args: argparse.Namespace) -> bool:
-    """Search one film by a run's levels; whether any sentence was found."""
+def find_by_llm(args: argparse.Namespace) -> Answers:
+    """Search one film by a run's levels."""
     from revisionllm.data.video import probe
     from revisionllm.data.video_file import film_comment
     from revisionllm.grounder import Grounder
@@ -208,15 +224,14 @@ def find_by_llm(args: argparse.Namespace) -> bool:
     num_windows = len(
         dense_windows(film.duration_s, window_s=config.window_s, stride_s=config.stride_s)
     )
-    _show(args, film, predictions, num_windows)
-    return any(prediction.found for prediction in predictions)
+    return _show(args, film, predictions, num_windows)
 
 
-def _show(args: argparse.Namespace, film, predictions, num_windows: int | None) -> None:
+def _show(args: argparse.Namespace, film, predictions, num_windows: int | None) -> Answers:
     """Print a film's predictions, and write the page that was asked for."""
     for prediction in predictions:
-        shown = json.dumps(prediction.to_json()) if args.json else as_text(prediction, num_windows)
-        print(shown)
+        as_line = as_json(args.video, prediction) if args.json else None
+        print(as_line or as_text(prediction, num_windows))
     if args.view:
         from revisionllm.viewer.page import write_view
 
@@ -228,6 +243,12 @@ def _show(args: argparse.Namespace, film, predictions, num_windows: int | None) 
             num_windows=num_windows,
         )
         print(f"wrote {args.view}", file=sys.stderr)
+    return [(args.video, prediction) for prediction in predictions]
+
+
+def as_json(film: Path, prediction: Prediction) -> str:
+    """One line of `--json`: the prediction and its film (docs/json.md)."""
+    return json.dumps(prediction.to_json() | {"film": str(film)})
 
 
 def _span(moment) -> str:

@@ -75,6 +75,7 @@ RANGES: dict[str, Range] = {
     "num_segments": Range(1, 10**5),
     **dict.fromkeys(("zooms", "segment_repeats", "min_votes"), Range(1, 10**4)),
     "min_duration_s": Range(0, 1e9),
+    "padding": Range(0, 3600),
     # processes
     "num_shards": Range(1, 10**4),
     "shard": Range(0, 10**4),

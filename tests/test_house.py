@@ -27,6 +27,7 @@ ORDER = (
     ("eval", "interop"),
     ("viewer",),
     ("find", "demo"),
+    ("doctor",),
     ("cli",),
 )
 LINE = {room: number for number, rooms in enumerate(ORDER) for room in rooms}

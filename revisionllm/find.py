@@ -29,7 +29,7 @@ from revisionllm.grounder import (
     film_of,
 )
 from revisionllm.library.cut import add_cut_options
-from revisionllm.model.hub import path_argument
+from revisionllm.model.hub import check_encoder, path_argument
 
 if TYPE_CHECKING:
     from revisionllm.records.predictions import Prediction
@@ -129,14 +129,17 @@ def run(args: argparse.Namespace) -> int:
 
 def find_in_library(args: argparse.Namespace) -> Answers:
     """Search all films of a library."""
-    from revisionllm.library.frames import read_frames_calibration, search_films
     from revisionllm.library.store import Library
-    from revisionllm.model.clip import load_clip
 
     library = Library(args.video)
-    films = [library.framed(film) for film in library.films()]
-    if not films:
+    known = library.films()
+    if not known:
         raise UserError(f"{args.video} holds no film yet; `revisionllm index FILMS` adds some")
+    check_encoder(library.encoder)
+    from revisionllm.library.frames import read_frames_calibration, search_films
+    from revisionllm.model.clip import load_clip
+
+    films = [library.framed(film) for film in known]
     clip = load_clip(library.encoder, device=args.device)
     if clip.fingerprint() != library.fingerprint:
         raise UserError(
@@ -171,14 +174,15 @@ def find_in_library(args: argparse.Namespace) -> Answers:
 def find_by_encoder(args: argparse.Namespace) -> Answers:
     """Search one film by an encoder alone."""
     from revisionllm.data.video import probe
-    from revisionllm.library.frames import FEATURE_FPS, ground_frames, read_frames_calibration
     from revisionllm.library.index import encoder_of
-    from revisionllm.model.clip import load_clip
 
     if args.view:
         claim_output(args.view, inputs=[args.video], overwrite=args.overwrite)
     probe(args.video)
     encoder = encoder_of(args.model)
+    from revisionllm.library.frames import FEATURE_FPS, ground_frames, read_frames_calibration
+    from revisionllm.model.clip import load_clip
+
     clip = load_clip(encoder, device=args.device)
     _, sentences = clip.encode_texts(args.sentences)
     film = film_of(args.video, clip, FEATURE_FPS, features_dir=args.features_dir)

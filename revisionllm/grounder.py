@@ -181,10 +181,6 @@ class Grounder:
         Raises:
             UserError: no run folder there, it names no CLIP, or a run of `long_runs` is another's.
         """
-        from revisionllm.model.clip import load_clip
-        from revisionllm.model.config import read_calibration
-        from revisionllm.model.loading import load_model
-
         folder = Path(local(checkpoint))
         long_runs = [Path(local(run)) for run in long_runs]
         for run in (folder, *long_runs):
@@ -192,6 +188,10 @@ class Grounder:
                 raise UserError(
                     f"{missing(str(run), 'checkpoint')}; checkpoints/README.md says what there is"
                 )
+        from revisionllm.model.clip import load_clip
+        from revisionllm.model.config import read_calibration
+        from revisionllm.model.loading import load_model
+
         model = load_model(folder, device=device)
         if model.config.clip is None:
             raise UserError(

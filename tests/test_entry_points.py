@@ -111,3 +111,42 @@ def test_importing_the_package_costs_nothing() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert result.stdout.split() == ["revisionllm"]
+
+
+BAD_WORDS = {
+    "find": ["find", "nowhere.mp4", "a dog"],
+    "find a text": ["find", __file__, "a dog", "--model", "clip:ViT-B-32:x"],
+    "find by nothing": ["find", "FILM", "a dog", "--model", "clip:./nowhere"],
+    "find without a run": ["find", "FILM", "a dog", "--checkpoint", "nowhere"],
+    "find without words": ["find", "FILM", ""],
+    "index": ["index", "nowhere"],
+    "index by nothing": ["index", "FILM", "--model", "clip:./nowhere"],
+    "library": ["library", "list", "nowhere"],
+    "cut": ["cut", "nowhere", "--clips", "x"],
+    "convert-checkpoint": ["convert-checkpoint", "nowhere", "elsewhere"],
+    "convert-data": ["convert-data", "nowhere.jsonl", "--to", "mad"],
+    "train": ["train", "--recipe", "nowhere.toml"],
+    "data": ["data", "check", "nowhere.toml"],
+    "eval": ["eval", "score", "nowhere"],
+    "features": ["features", "extract", "nowhere.mp4"],
+    "run": ["run", "export", "nowhere", "--to", "x"],
+    "run of a checkpoint": ["run", "from-checkpoint", "nowhere", "--to", "x"],
+    "models": ["models", "get", "nowhere"],
+}
+
+
+@pytest.mark.parametrize("words", BAD_WORDS.values(), ids=BAD_WORDS)
+def test_bad_input_is_told_before_torch_is_imported(tmp_path, words) -> None:
+    from tiny_films import constant_rate, write_film
+
+    film = write_film(tmp_path / "film.mp4", constant_rate(5, 5.0))
+    words = [str(film) if word == "FILM" else word for word in words]
+    code = (
+        "import sys; from revisionllm.cli import main\n"
+        f"try: code = main({words!r})\n"
+        "except SystemExit as end: code = end.code\n"
+        "print(code, 'torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert ran.stdout.split() == ["2", "False"], ran.stderr
+    assert len(ran.stderr.strip().splitlines()) == 1

@@ -37,24 +37,23 @@ def encoder_of(model: str) -> str:
     """What `load_clip` is given for a `--model`.
 
     Raises:
-        UserError: it names no encoder.
+        UserError: it names no encoder, or a place with nothing there.
     """
     from revisionllm.grounder import DEMO_WEIGHTS
-    from revisionllm.model.hub import is_reference
+    from revisionllm.model.hub import check_encoder, is_reference
 
     if model == "demo":
         return str(DEMO_WEIGHTS / "clip")
-    if is_reference(model):
-        return model
-    if model.startswith(CLIP_PREFIX) and len(model) > len(CLIP_PREFIX):
-        return model.removeprefix(CLIP_PREFIX)
+    if is_reference(model) or (model.startswith(CLIP_PREFIX) and model != CLIP_PREFIX):
+        name = model.removeprefix(CLIP_PREFIX)
+        check_encoder(name)
+        return name
     raise UserError(f"--model {model}: give demo, clip:NAME:TAG, clip:FOLDER or hf:owner/name")
 
 
 def run(args: argparse.Namespace) -> int:
     """Index; returns 0, or 2 if a film could not be read (the others are indexed all the same)."""
     from revisionllm.library.store import Library, is_library
-    from revisionllm.model.clip import load_clip
 
     videos = videos_below(args.films)
     known = Library(args.library) if is_library(args.library) else None
@@ -66,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
             " `revisionllm models get clip:ViT-B-32:laion2b_s34b_b79k`, and --model with that name",
             file=sys.stderr,
         )
+    from revisionllm.model.clip import load_clip
+
     clip = load_clip(encoder, device=args.device)
     library = Library.create(args.library, encoder, clip, args.fps)
     hourly = args.fps * 3600 * clip.dim * BYTES_PER_NUMBER / 1e6

@@ -19,7 +19,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,7 +30,7 @@ from torchvision.transforms import functional as vision
 from revisionllm.constants import LINE_BREAKS
 from revisionllm.errors import UserError
 from revisionllm.model.base import checked_device
-from revisionllm.model.hub import go_offline, is_reference, local, missing
+from revisionllm.model.hub import check_encoder, go_offline
 from revisionllm.versions import warn_if_newer
 
 GET_CLIP = "checkpoints/README.md says where to get one"
@@ -279,19 +278,13 @@ def load_clip(
     warn_if_newer()
     go_offline()
     name = os.fspath(path_or_name)
-    path = Path(local(name))
+    path = check_encoder(name)
     if path.is_dir() and not (path / clip_open.CONFIG_NAME).is_file():
         towers: Towers = clip_transformers.load_folder(name, path)
     elif path.is_dir():
         towers = clip_open.load_folder(name, path)
     elif path.is_file():
         towers = clip_open.load_openai_file(path)
-    elif path.suffix in (".pt", ".safetensors") or os.sep in name or is_reference(name):
-        hint = "" if "/" in name and ";" in missing(name) else "; checkpoints/README.md"
-        raise UserError(
-            f"CLIP weights not found: {missing(name)}"
-            + (f"{hint} says where to get them" if hint else "")
-        )
     else:
         towers = clip_open.load_by_name(name)
     return ClipFeatures(name, towers, device=torch.device(device), dtype=getattr(torch, dtype))

@@ -26,6 +26,7 @@ from revisionllm.model.config import (
     is_run_folder,
     write_config,
 )
+from revisionllm.model.hub import missing
 
 if TYPE_CHECKING:
     from revisionllm.model.released import AdapterWeights
@@ -68,16 +69,18 @@ def run(args: argparse.Namespace) -> int:
         UserError: the source is none, something is missing beside it, or nothing may be
         overwritten.
     """
+    destination = Path(args.destination)
+    if not Path(args.source).exists():
+        raise UserError(f"no model at {args.source}: {missing(args.source)}")
+    if is_run_folder(Path(args.source)):
+        raise UserError(f"{args.source} is a run folder already; nothing to convert")
+    if is_run_folder(destination):
+        raise UserError(f"{destination} holds a run already; choose another folder or remove it")
     from revisionllm.model.base import meta_llm
     from revisionllm.model.llama import build_adapter
     from revisionllm.model.loading import describe, provenance
     from revisionllm.model.tensors import check_tensors, write_tensors
 
-    destination = Path(args.destination)
-    if is_run_folder(Path(args.source)):
-        raise UserError(f"{args.source} is a run folder already; nothing to convert")
-    if is_run_folder(destination):
-        raise UserError(f"{destination} holds a run already; choose another folder or remove it")
     names = ("base", "clip", "adapter_file", "lora", "stage", *NUMBERS)
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     config, weights = describe(args.source, **given)

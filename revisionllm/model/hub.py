@@ -108,6 +108,21 @@ def missing(place: str, what: str = "folder") -> str:
     return f"no {what} {place}" + (f"; for the hub write {PREFIX}{place}" if looks_like_one else "")
 
 
+def check_encoder(name: str) -> Path:
+    """Where an encoder's weights lie, if `name` is a place; looked up before anything is imported.
+
+    Raises:
+        UserError: it is a place, and nothing is there.
+    """
+    path = Path(local(name))
+    is_place = path.suffix in (".pt", ".safetensors") or os.sep in name or is_reference(name)
+    if is_place and not path.exists():
+        said = missing(name)
+        hint = "" if ";" in said else "; checkpoints/README.md says where to get them"
+        raise UserError(f"CLIP weights not found: {said}{hint}")
+    return path
+
+
 def go_offline() -> None:
     """Whatever a library looks for on the hub, it looks for in the cache alone, at once."""
     from huggingface_hub import constants

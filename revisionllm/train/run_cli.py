@@ -115,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
 
 def from_checkpoint(args: argparse.Namespace) -> int:
     """Write a checkpoint's run folder; returns 0."""
+    if not Path(args.checkpoint).is_dir():
+        raise UserError(missing(args.checkpoint, "checkpoint"))
     import torch
 
     from revisionllm.model.loading import save_run
@@ -145,14 +147,14 @@ def from_checkpoint(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Merge and write; returns 0."""
-    from revisionllm.files import write_text
-    from revisionllm.model.base import DTYPES, cast_llm
-    from revisionllm.model.loading import load_model, save_run
-
     target = Path(args.to)
     if not Path(args.run_folder).exists():
         where = missing(args.run_folder, "run")
         raise UserError(f"{where}; checkpoints/README.md says what makes one")
+    from revisionllm.files import write_text
+    from revisionllm.model.base import DTYPES, cast_llm
+    from revisionllm.model.loading import load_model, save_run
+
     model = load_model(args.run_folder, device="cpu", dtype="float32")
     config = model.config
     cast_llm(model.llm, DTYPES[args.dtype])

@@ -390,6 +390,14 @@ def lock_file(file: Any, what: str) -> None:
         raise UserError(f"cannot lock {file.name}: {error.strerror}") from error
 
 
+@contextmanager
+def waiting_lock(path: str | os.PathLike) -> Iterator[None]:
+    """Hold the lock of an existing file, after those of other processes."""
+    with open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 # --- writing ---
 
 

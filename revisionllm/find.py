@@ -3,9 +3,10 @@
     revisionllm find film.mp4 "a red ball bounces on the beach" --view view.html
     revisionllm find film.mp4 "a dog on a beach" --model clip:ViT-B-32:laion2b_s34b_b79k
     revisionllm find library "a dog on a beach"          # made by `revisionllm index`
+    revisionllm find library "a dog jumps" --model my_model --films 3
 
-With an encoder (`--model clip:...`) or a library no LLM is asked: spans come from the similarity of
-frames and sentence.
+With an encoder alone no LLM is asked: spans come from the similarity of frames and sentence. In a
+library the encoder looks at all films, and a model's runs at the best of them.
 
 Results go to stdout (a table, or one JSON object per sentence with --json), progress to stderr.
 """
@@ -29,7 +30,7 @@ from revisionllm.grounder import (
     film_of,
 )
 from revisionllm.library.cut import add_cut_options
-from revisionllm.model.hub import check_encoder, path_argument
+from revisionllm.model.hub import path_argument
 
 if TYPE_CHECKING:
     from revisionllm.records.predictions import Prediction
@@ -57,7 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--model",
-        help="an encoder alone: clip:NAME:TAG of open_clip, clip:FOLDER, hf:owner/name; or demo",
+        help="an encoder alone: clip:NAME:TAG of open_clip, clip:FOLDER, hf:owner/name; or a folder"
+        " with a model.json (an encoder and runs above it); or demo",
+    )
+    parser.add_argument(
+        "--films",
+        type=int,
+        default=3,
+        help="of a library: films that levels above the encoder read, per sentence (%(default)s)",
     )
     parser.add_argument("--checkpoint", type=path_argument, help="run folder (the demo's)")
     parser.add_argument(
@@ -100,24 +108,24 @@ def run(args: argparse.Namespace) -> int:
     """Run the command. Returns the exit code."""
     from revisionllm.library.cut import take_away
     from revisionllm.library.markers import check_markers
+    from revisionllm.library.model_file import read_model
     from revisionllm.library.store import is_library
 
     check_sentences(args.sentences)
     of_runs = [f"--{name}" for name in ("checkpoint", "long") if getattr(args, name)]
     if args.model and of_runs:
         raise UserError(f"--model and {of_runs[0]}: give one of them")
+    model = read_model(args.model) if args.model else None
+    if model and model.dense:
+        args.checkpoint, args.long = path_argument(model.dense), list(model.long)
+    is_alone = model is not None and model.dense is None
     if is_library(args.video):
-        refused = [
-            flag for flag, given in (("--view", args.view), ("--model", args.model)) if given
-        ]
-        if refused or of_runs:
-            raise UserError(
-                f"{args.video} is a library, searched by its own encoder: no"
-                f" {', '.join(refused + of_runs)}"
-            )
+        refused = "--view" if args.view else f"--model {args.model}" if is_alone else None
+        if refused:
+            raise UserError(f"{args.video} is a library, searched by its own encoder: no {refused}")
         search = find_in_library
     else:
-        search = find_by_encoder if args.model and args.model != "demo" else find_by_llm
+        search = find_by_encoder if is_alone else find_by_llm
     for path in args.markers:
         check_markers(path, inputs=[args.video], overwrite=args.overwrite)
     answers = search(args)
@@ -128,58 +136,43 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find_in_library(args: argparse.Namespace) -> Answers:
-    """Search all films of a library."""
+    """Search all films of a library by its encoder, and the best by a run's levels, if any."""
+    from revisionllm.grounder import Grounder
+    from revisionllm.library.find import LibrarySearch
     from revisionllm.library.store import Library
 
-    library = Library(args.video)
-    known = library.films()
-    if not known:
-        raise UserError(f"{args.video} holds no film yet; `revisionllm index FILMS` adds some")
-    check_encoder(library.encoder)
-    from revisionllm.library.frames import read_frames_calibration, search_films
-    from revisionllm.model.clip import load_clip
-
-    films = [library.framed(film) for film in known]
-    clip = load_clip(library.encoder, device=args.device)
-    if clip.fingerprint() != library.fingerprint:
-        raise UserError(
-            f"{args.video} was made by encoder {library.fingerprint}, {library.encoder} is"
-            f" {clip.fingerprint()}; put the old one back, or index the films again"
+    library, grounder, options = Library(args.video), None, {}
+    if args.checkpoint or args.long:
+        grounder = Grounder.from_checkpoint(
+            args.checkpoint or DEFAULT_CHECKPOINT, long_runs=args.long, device=args.device
         )
-    _, features = clip.encode_texts(args.sentences)
-    found = search_films(
-        films,
-        args.sentences,
-        features.numpy(),
-        calibration=read_frames_calibration(library.encoder),
-        threshold=args.threshold,
-        top_k=args.top_k,
-        run=f"clip:{library.encoder}",
-    )
+        options = {"search": args.search, "keep": args.keep, "verbose": True}
+    searching = LibrarySearch(library, grounder, best_films=args.films, device=args.device)
+    found = searching.find(args.sentences, threshold=args.threshold, top_k=args.top_k, **options)
     for sentence, answers in zip(args.sentences, found, strict=True):
         if args.json:
             for film, prediction in answers:
-                print(as_json(film.video_path, prediction))
+                print(as_json(film, prediction))
             continue
         print(sentence)
         ranked = [(m, film) for film, answer in answers if answer.found for m in answer.moments]
         ranked.sort(key=lambda pair: -pair[0].score)
         for rank, (moment, film) in enumerate(ranked, 1):
-            print(f"  {rank}. {_span(moment)}  score {moment.score:.2f}  {film.video_path}")
+            print(f"  {rank}. {_span(moment)}  score {moment.score:.2f}  {film}")
         if not ranked:
-            print(f"  not present in {len(films)} films")
-    return [(film.video_path, answer) for answers in found for film, answer in answers]
+            print(f"  not present in {len(searching.films)} films")
+    return [answer for answers in found for answer in answers]
 
 
 def find_by_encoder(args: argparse.Namespace) -> Answers:
     """Search one film by an encoder alone."""
     from revisionllm.data.video import probe
-    from revisionllm.library.index import encoder_of
+    from revisionllm.library.model_file import read_model
 
     if args.view:
         claim_output(args.view, inputs=[args.video], overwrite=args.overwrite)
     probe(args.video)
-    encoder = encoder_of(args.model)
+    encoder = read_model(args.model).encoder
     from revisionllm.library.frames import FEATURE_FPS, ground_frames, read_frames_calibration
     from revisionllm.model.clip import load_clip
 

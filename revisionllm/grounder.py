@@ -231,9 +231,10 @@ class Grounder:
         """What a search may choose from.
 
         "exhaustive": every dense window. "recursive": every level, coarse to fine: cosine, those
-        of the long runs, dense. "planned": these, and those with less levels.
+        of the long runs, dense. "planned": these, and those with less levels. "pruned": as planned,
+        but for "exhaustive".
         """
-        if search not in SEARCHES:
+        if search not in (*SEARCHES, "pruned"):
             raise UserError(f"search {search!r} is not one of {', '.join(SEARCHES)}")
         plans = search_plans(
             self.model.config,
@@ -243,7 +244,8 @@ class Grounder:
             long_keep=LONG_KEEP,
             cosine_weight=COSINE_WEIGHT,
         )
-        return {"exhaustive": plans[:1], "recursive": plans[-1:]}.get(search, plans)
+        some = {"exhaustive": plans[:1], "recursive": plans[-1:], "pruned": plans[1:]}
+        return some.get(search, plans)
 
     def ground(
         self,
@@ -279,6 +281,10 @@ class Grounder:
         from revisionllm.search.searcher import Searcher, SearchOptions
 
         check_sentences(sentences)
+        if film.coarse is not None and search == "planned":
+            search = (
+                "pruned"  # its frames are read where the search looks; that is most of the work
+            )
         words, features = self.clip.encode_texts(list(sentences))
         searcher = Searcher(
             self.engines,

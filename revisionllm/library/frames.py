@@ -131,6 +131,7 @@ def find_moments(
     *,
     calibration: Calibration | None = None,
     top_k: int = 5,
+    per_film: int | None = None,
 ) -> list[list[tuple[int, Moment]]]:
     """The best moments of every sentence in many films.
 
@@ -139,6 +140,7 @@ def find_moments(
         calibration: of `read_frames_calibration`. None: the score is the height h above the film's
             background as h / (1 + h).
         top_k: moments per sentence at most, of all films together.
+        per_film: and of one film; None: `top_k`.
 
     Returns:
         Per sentence (number of the film, moment), by falling score.
@@ -160,11 +162,13 @@ def find_moments(
             )
             for at, (film, values) in enumerate(zip(films, cosines, strict=True))
         ]
-        found.append(_best_moments(searches, top_k))
+        found.append(_best_moments(searches, top_k, per_film or top_k))
     return found
 
 
-def _best_moments(searches: Sequence[_FilmSearch], top_k: int) -> list[tuple[int, Moment]]:
+def _best_moments(
+    searches: Sequence[_FilmSearch], top_k: int, per_film: int
+) -> list[tuple[int, Moment]]:
     """The best of all films' moments, each film asked only while it may have a better one."""
     waiting = [(-search.at_most(), at) for at, search in enumerate(searches)]
     heapq.heapify(waiting)
@@ -172,7 +176,7 @@ def _best_moments(searches: Sequence[_FilmSearch], top_k: int) -> list[tuple[int
     count = itertools.count()
     while waiting and (len(best) < top_k or -waiting[0][0] > best[0][0]):
         _, at = heapq.heappop(waiting)
-        moment = searches[at].next(top_k)
+        moment = searches[at].next(per_film)
         if moment is None:
             continue
         heapq.heappush(waiting, (-searches[at].at_most(), at))
@@ -214,14 +218,14 @@ class _FilmSearch:
             for height, cosine in corners
         )
 
-    def next(self, top_k: int) -> Moment | None:
-        """The next moment by height; None after `top_k`, or if there is none."""
+    def next(self, most: int) -> Moment | None:
+        """The next moment by height; None after so many, or if there is none."""
         film = self._film
         if self._spans is None:
             self._spans = frame_spans(
                 self._cosines, film.pieces, film.feature_fps, self._background
             )
-        span = next(self._spans, None) if self._taken < top_k else None
+        span = next(self._spans, None) if self._taken < most else None
         if span is None:
             return None
         self._taken += 1

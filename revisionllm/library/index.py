@@ -14,7 +14,6 @@ from pathlib import Path
 
 from revisionllm.errors import EXIT_BAD_INPUT, UserError
 
-CLIP_PREFIX = "clip:"
 BYTES_PER_NUMBER = 2
 
 
@@ -26,40 +25,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         default=None,
-        help="encoder: clip:NAME:TAG of open_clip, clip:FOLDER, hf:owner/name, or demo (the"
-        " library's own; of a new one: demo, which knows rendered films alone)",
+        help="encoder: clip:NAME:TAG of open_clip, clip:FOLDER, hf:owner/name, a folder with a"
+        " model.json, or demo (the library's own; of a new one: demo, which knows rendered films"
+        " alone)",
     )
     add("--fps", type=float, default=1.0, help="frames read per second of film (%(default)s)")
     add("--device", default="auto", help="auto, cpu or cuda")
 
 
-def encoder_of(model: str) -> str:
-    """What `load_clip` is given for a `--model`.
-
-    Raises:
-        UserError: it names no encoder, or a place with nothing there.
-    """
-    from revisionllm.grounder import DEMO_WEIGHTS
-    from revisionllm.model.hub import check_encoder, is_reference
-
-    if model == "demo":
-        return str(DEMO_WEIGHTS / "clip")
-    if is_reference(model) or (model.startswith(CLIP_PREFIX) and model != CLIP_PREFIX):
-        name = model.removeprefix(CLIP_PREFIX)
-        check_encoder(name)
-        return name
-    raise UserError(f"--model {model}: give demo, clip:NAME:TAG, clip:FOLDER or hf:owner/name")
-
-
 def run(args: argparse.Namespace) -> int:
     """Index; returns 0, or 2 if a film could not be read (the others are indexed all the same)."""
+    from revisionllm.library.model_file import read_model
     from revisionllm.library.store import Library, is_library
 
     videos = videos_below(args.films)
     known = Library(args.library) if is_library(args.library) else None
-    encoder = encoder_of(args.model) if args.model else known.encoder if known else None
+    encoder = read_model(args.model).encoder if args.model else known.encoder if known else None
     if encoder is None:
-        encoder = encoder_of("demo")
+        encoder = read_model("demo").encoder
         print(
             "revisionllm index: the demo's encoder knows rendered films alone; for real footage"
             " `revisionllm models get clip:ViT-B-32:laion2b_s34b_b79k`, and --model with that name",

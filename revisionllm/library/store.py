@@ -4,6 +4,7 @@
     <library>/films/<id>.npy        features [T, D] float16, with their description in <id>.json
     <library>/films/<id>.pieces.safetensors  what a search reads (`grounding.frame_spans.Pieces`)
     <library>/films/<id>.film.json  where the film lies; written last
+    <library>/read/<encoder>-<rate>/<id>.rows  what levels above the encoder have read of it so far
 
 A film's id is a digest of its bytes: a film that was renamed or moved is the same film. Adding or
 removing one touches no other's files, so several processes may index at once, and what a killed one
@@ -24,11 +25,12 @@ from revisionllm.errors import UserError
 from revisionllm.files import read_json, sha256_of, write_json
 from revisionllm.grounding.frame_spans import Pieces, pieces_of
 from revisionllm.library.frames import FramedFilm
+from revisionllm.records.films import Film
 
 if TYPE_CHECKING:
     from revisionllm.model.clip import ClipFeatures
 
-ABOUT, FILMS, PIECES = "library.json", "films", ".pieces.safetensors"
+ABOUT, FILMS, READ, PIECES = "library.json", "films", "read", ".pieces.safetensors"
 FORMAT = "revisionllm-library"
 ID_LENGTH = 16
 
@@ -143,6 +145,37 @@ class Library:
             film.path.stem, pieces, self.feature_fps, film.duration_s, video_path=film.path
         )
 
+    def film(self, film: LibraryFilm, clip: ClipFeatures, feature_fps: float) -> Film:
+        """A film for levels above the encoder; its features are read where they look, and kept.
+
+        Args:
+            clip, feature_fps: of the runs that look.
+
+        Raises:
+            UserError: the film has gone, or is not the one that was indexed.
+        """
+        from revisionllm.data.feature_extraction.on_demand import RowsOnDemand
+
+        if not self._is_untouched(film) and (
+            not film.path.is_file() or sha256_of(film.path)[:ID_LENGTH] != film.film_id
+        ):
+            raise UserError(f"{film.path} has gone or changed since; index it again")
+        folder = self.folder / READ / f"{clip.fingerprint()}-{feature_fps:g}fps"
+        rows = RowsOnDemand(film.path, clip, feature_fps, folder / f"{film.film_id}.rows")
+        coarse = None
+        if clip.fingerprint() == self.fingerprint:
+            indexed = self._file(film.film_id, ".npy")
+            coarse = (np.load(indexed, mmap_mode="r", allow_pickle=False), self.feature_fps)
+        return Film(
+            film.path.stem,
+            rows,
+            feature_fps,
+            film.duration_s,
+            key=f"{film.film_id} {folder.name}",
+            video_path=film.path,
+            coarse=coarse,
+        )
+
     def fits(self, film: LibraryFilm) -> bool:
         """Whether a film's pieces are those of its rows.
 
@@ -171,14 +204,13 @@ class Library:
 
     def untouched(self) -> set[str]:
         """Absolute paths of the films that are as they were when they were indexed."""
-        found = set()
-        for film in self._films():
-            told = read_json(self._file(film.film_id, ".film.json"), kind=dict)
-            if film.path.is_file():
-                stat = film.path.stat()
-                if (told.get("bytes"), told.get("mtime_ns")) == (stat.st_size, stat.st_mtime_ns):
-                    found.add(str(film.path))
-        return found
+        return {str(film.path) for film in self._films() if self._is_untouched(film)}
+
+    def _is_untouched(self, film: LibraryFilm) -> bool:
+        if not film.path.is_file():
+            return False
+        told, stat = read_json(self._file(film.film_id, ".film.json"), kind=dict), film.path.stat()
+        return (told.get("bytes"), told.get("mtime_ns")) == (stat.st_size, stat.st_mtime_ns)
 
     def add(self, video: Path, clip: ClipFeatures, *, progress: bool = True) -> tuple[str, bool]:
         """Index a film, or go on where a killed run was.
@@ -216,6 +248,8 @@ class Library:
         """Take a film out with its features; the film itself stays."""
         for suffix in (".film.json", ".json", PIECES, ".npy"):
             self._file(film.film_id, suffix).unlink(missing_ok=True)
+        for path in (self.folder / READ).glob(f"*/{film.film_id}.rows*"):
+            path.unlink(missing_ok=True)
 
 
 def is_library(folder: str | os.PathLike) -> bool:

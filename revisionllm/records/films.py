@@ -19,6 +19,8 @@ class Film:
         key: names these very features; engines keep work for the next queries about the same key.
             None: nothing is kept.
         video_path: the file, if there is one.
+        coarse: other features of the whole film and their rate, which text-frame cosine is taken
+            from; None: from `features`. With it `features` may be rows that are read on demand.
     """
 
     vid: str
@@ -27,6 +29,7 @@ class Film:
     duration_s: float
     key: str | None = None
     video_path: Path | None = None
+    coarse: tuple[np.ndarray, float] | None = None
 
     def window_frames(self, window: Window, config) -> np.ndarray:
         """What a run's model sees of a window: float32 [F, D]."""

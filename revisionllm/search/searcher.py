@@ -179,7 +179,8 @@ def query_cosine(
     # without a sentence feature (too long for the CLIP) the cosine is 0, as of no likeness
     nothing = np.zeros_like(known[0])
     features = np.stack([nothing if q.feature is None else q.feature for q in queries])
-    return span_cosine_of(frame_cosines(film.features, features), film.feature_fps)
+    rows, feature_fps = film.coarse or (film.features, film.feature_fps)
+    return span_cosine_of(frame_cosines(rows, features), feature_fps)
 
 
 class RecordedEngine:

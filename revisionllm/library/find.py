@@ -1,0 +1,145 @@
+"""Sentences in a library: the encoder's level over all films, then the levels above in the best.
+
+The encoder's level reads no film. What the levels above look at is read on demand and kept in the
+library, so that the next sentence about the same minutes reads nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from revisionllm.errors import UserError
+from revisionllm.library.store import Library, LibraryFilm
+from revisionllm.model.hub import check_encoder
+from revisionllm.records.predictions import Prediction
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from revisionllm.grounder import Grounder
+    from revisionllm.library.frames import FramedFilm
+
+BEST_FILMS = 3
+Answer = tuple[Path, Prediction]  # a film, and what was found in it
+
+
+class LibrarySearch:
+    """An opened library, for one sentence after the other.
+
+    Args:
+        library: the library.
+        grounder: levels above the encoder; None: the encoder alone.
+        best_films: how many films those levels look at, per sentence.
+        device: of the encoder.
+
+    Raises:
+        UserError: the library is empty or damaged, or its encoder is not there any more.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        grounder: Grounder | None = None,
+        *,
+        best_films: int = BEST_FILMS,
+        device: str = "auto",
+    ) -> None:
+        self.library, self.grounder, self.best_films = library, grounder, best_films
+        self.known = library.films()
+        if not self.known:
+            raise UserError(
+                f"{library.folder} holds no film yet; `revisionllm index FILMS` adds some"
+            )
+        check_encoder(library.encoder)
+        from revisionllm.library.frames import read_frames_calibration
+        from revisionllm.model.clip import load_clip
+
+        self.calibration = read_frames_calibration(library.encoder)
+        self.films: list[FramedFilm] = [library.framed(film) for film in self.known]
+        self.clip = load_clip(library.encoder, device=device)
+        if self.clip.fingerprint() != library.fingerprint:
+            raise UserError(
+                f"{library.folder} was made by encoder {library.fingerprint}, {library.encoder} is"
+                f" {self.clip.fingerprint()}; put the old one back, or index the films again"
+            )
+
+    def find(
+        self, sentences: Sequence[str], *, threshold: float = 0.5, top_k: int = 5, **options: Any
+    ) -> list[list[Answer]]:
+        """The best moments of every sentence.
+
+        Args:
+            threshold: a sentence is found in a film if its best moment there scores at least this.
+            top_k: moments per sentence at most, of all films together.
+            options: of `Grounder.ground`, where there are levels above.
+
+        Returns:
+            Per sentence its films, the best first, each with its share of the moments.
+        """
+        from revisionllm.library.frames import search_films
+
+        _, encoded = self.clip.encode_texts(list(sentences))
+        features = encoded.numpy()
+        if self.grounder is not None:
+            return self._above(sentences, features, threshold=threshold, top_k=top_k, **options)
+        found = search_films(
+            self.films,
+            sentences,
+            features,
+            calibration=self.calibration,
+            threshold=threshold,
+            top_k=top_k,
+            run=f"clip:{self.library.encoder}",
+        )
+        return [[(film.video_path, answer) for film, answer in row] for row in found]
+
+    def _above(
+        self, sentences: Sequence[str], features: np.ndarray, *, top_k: int, **options: Any
+    ) -> list[list[Answer]]:
+        """Ask the levels above about each sentence in the films that look best."""
+        from revisionllm.library.frames import find_moments
+
+        ranked = find_moments(
+            self.films, features, calibration=self.calibration, top_k=self.best_films, per_film=1
+        )
+        asked: dict[int, list[int]] = {}  # sentences of each film
+        for number, row in enumerate(ranked):
+            for at, _ in row or [(0, None)]:
+                asked.setdefault(at, []).append(number)
+        answers: list[list[Answer]] = [[] for _ in sentences]
+        for at, numbers in asked.items():
+            film = self.known[at]
+            texts = [sentences[number] for number in numbers]
+            for number, answer in zip(numbers, self._ask(film, texts, top_k, options), strict=True):
+                answer.qid = f"{answer.vid}_{number:03d}"
+                answers[number].append((film.path, answer))
+        return [best_of(row, top_k) for row in answers]
+
+    def _ask(
+        self, film: LibraryFilm, sentences: list[str], top_k: int, options: dict[str, Any]
+    ) -> list[Prediction]:
+        grounder = self.grounder
+        opened = self.library.film(film, grounder.clip, grounder.model.config.feature_fps)
+        found = grounder.ground(opened, sentences, top_k=top_k, **options)
+        rows = opened.features
+        print(f"{film.path}: read {rows.num_read} of {len(rows)} frames", file=sys.stderr)
+        return found
+
+
+def best_of(answers: Sequence[Answer], top_k: int) -> list[Answer]:
+    """The films of a sentence's best moments, the best first; moments beyond `top_k` go.
+
+    If there is no moment at all: the first film.
+    """
+    scores = sorted((m.score for _, answer in answers for m in answer.moments), reverse=True)
+    bar = scores[min(top_k, len(scores)) - 1] if scores else 0.0
+    kept = []
+    for path, answer in answers:
+        answer.moments = [moment for moment in answer.moments if moment.score >= bar]
+        if answer.moments:
+            kept.append((path, answer))
+    kept.sort(key=lambda pair: -pair[1].moments[0].score)
+    return kept or list(answers[:1])

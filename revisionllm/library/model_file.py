@@ -1,0 +1,90 @@
+"""`model.json`: an encoder, and the runs above it, as one `--model FOLDER`.
+
+    {"encoder": "clip:clip", "dense": "dense", "long": ["long_100", "long_33"]}
+
+`encoder` is anything that `--model` takes; `dense` and `long` are run folders (the coarsest long
+run first) or hf: references. Folders count from the file's own. Without `dense` the encoder stands
+alone.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from revisionllm.errors import UserError
+from revisionllm.files import read_json
+from revisionllm.grounder import DEMO_WEIGHTS
+from revisionllm.model.hub import PREFIX, check_encoder, is_reference, local
+
+NAME = "model.json"
+CLIP_PREFIX = "clip:"
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """What a `--model` stands for.
+
+    Attributes:
+        encoder: what `model.clip.load_clip` is given.
+        dense: run folder; None: an encoder alone.
+        long: run folders, the coarsest first.
+    """
+
+    encoder: str
+    dense: str | None = None
+    long: tuple[str, ...] = ()
+
+
+def read_model(name: str) -> ModelFile:
+    """What a `--model` names: demo, clip:NAME:TAG, clip:FOLDER, hf:owner/name, or a folder with a
+    `model.json`.
+
+    Raises:
+        UserError: it names none, its file is damaged, or a place in it is empty.
+    """
+    if name == "demo":
+        name = str(DEMO_WEIGHTS)
+    folder = Path(local(name) if is_reference(name) else name)
+    if (folder / NAME).is_file():
+        return _read(folder)
+    if is_reference(name) or (name.startswith(CLIP_PREFIX) and name != CLIP_PREFIX):
+        encoder = name.removeprefix(CLIP_PREFIX)
+        check_encoder(encoder)
+        return ModelFile(encoder)
+    if folder.is_dir():
+        raise UserError(f"--model {name}: no {NAME} in it; for an encoder alone write clip:{name}")
+    raise UserError(
+        f"--model {name}: give demo, clip:NAME:TAG, clip:FOLDER, hf:owner/name, or a folder with a"
+        f" {NAME}"
+    )
+
+
+def _read(folder: Path) -> ModelFile:
+    path = folder / NAME
+    about = read_json(path, kind=dict)
+    encoder, dense, long = about.get("encoder"), about.get("dense"), about.get("long", [])
+    unknown = sorted(about.keys() - {"encoder", "dense", "long", "made_by"})
+    is_list = isinstance(long, list) and all(isinstance(run, str) for run in long)
+    if unknown:
+        raise UserError(f"{path}: unknown entry {unknown[0]!r}; there are encoder, dense, long")
+    if not isinstance(encoder, str) or not is_list or not isinstance(dense, str | None):
+        raise UserError(f"{path}: encoder and dense must be texts, long a list of texts")
+    if encoder != "demo" and not encoder.startswith((CLIP_PREFIX, PREFIX)):
+        raise UserError(f"{path}: encoder is demo, clip:NAME:TAG, clip:FOLDER or hf:owner/name")
+    if long and dense is None:
+        raise UserError(f"{path}: long runs need a dense one below them")
+
+    def placed(text: str) -> str:
+        return local(text) if is_reference(text) else os.path.join(folder, text)
+
+    if encoder.startswith(CLIP_PREFIX):
+        beside = placed(encoder.removeprefix(CLIP_PREFIX))
+        encoder = CLIP_PREFIX + beside if os.path.exists(beside) else encoder
+    found = read_model(encoder).encoder
+    runs = [placed(run) for run in (*([] if dense is None else [dense]), *long)]
+    for run in runs:
+        if not Path(run).exists():
+            raise UserError(f"{path}: no run {run}; checkpoints/README.md says what makes one")
+    return ModelFile(found, *([runs[0], tuple(runs[1:])] if runs else []))

@@ -38,10 +38,6 @@ if TYPE_CHECKING:
     Answers = list[tuple[Path, Prediction]]  # films, and predictions about them
 
 NOTHING_FOUND = 3  # exit code of --exit-code
-DEMO_HINT = (
-    "revisionllm find: these are the demo's weights, which know rendered films alone; for real"
-    " footage give --checkpoint RUN (checkpoints/README.md says where to get one)"
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,13 +104,15 @@ def run(args: argparse.Namespace) -> int:
     """Run the command. Returns the exit code."""
     from revisionllm.library.cut import take_away
     from revisionllm.library.markers import check_markers
-    from revisionllm.library.model_file import read_model
+    from revisionllm.library.model_file import default_model, read_model
     from revisionllm.library.store import is_library
 
     check_sentences(args.sentences)
     of_runs = [f"--{name}" for name in ("checkpoint", "long") if getattr(args, name)]
     if args.model and of_runs:
         raise UserError(f"--model and {of_runs[0]}: give one of them")
+    if not (args.model or of_runs or is_library(args.video)):
+        args.model = default_model([args.video])
     model = read_model(args.model) if args.model else None
     if model and model.dense:
         args.checkpoint, args.long = path_argument(model.dense), list(model.long)
@@ -194,7 +192,6 @@ def find_by_encoder(args: argparse.Namespace) -> Answers:
 def find_by_llm(args: argparse.Namespace) -> Answers:
     """Search one film by a run's levels."""
     from revisionllm.data.video import probe
-    from revisionllm.data.video_file import film_comment
     from revisionllm.grounder import Grounder
     from revisionllm.grounding.windows import dense_windows
 
@@ -202,9 +199,6 @@ def find_by_llm(args: argparse.Namespace) -> Answers:
         claim_output(args.view, inputs=[args.video], overwrite=args.overwrite)
     args.checkpoint = args.checkpoint or DEFAULT_CHECKPOINT
     probe(args.video)  # a bad file is told before the model is loaded
-    demo_weights = Path(args.checkpoint).resolve() == DEFAULT_CHECKPOINT
-    if demo_weights and "made_by" not in film_comment(args.video):
-        print(DEMO_HINT, file=sys.stderr)
     grounder = Grounder.from_checkpoint(args.checkpoint, long_runs=args.long, device=args.device)
     grounder.clip.encode_texts(args.sentences)  # and so is a sentence that is too long
     film = grounder.open_film(args.video, features_dir=args.features_dir)

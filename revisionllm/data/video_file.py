@@ -85,6 +85,16 @@ def film_comment(path: str | os.PathLike) -> str:
         return container.metadata.get("comment", "")
 
 
+def is_rendered(path: str | os.PathLike) -> bool:
+    """Whether the demo's renderer made a film; it says so in the film's comment.
+
+    Raises:
+        UserError: not a readable video.
+    """
+    comment = film_comment(path)
+    return comment.startswith("made_by: revisionllm") and " demo, world" in comment
+
+
 def is_film(path: str | os.PathLike) -> bool:
     """Whether FFmpeg opens the file as a video; nothing is decoded."""
     try:

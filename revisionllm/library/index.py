@@ -8,13 +8,21 @@ revisionllm library list library
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from revisionllm.errors import EXIT_BAD_INPUT, UserError
+from revisionllm.records.clock import clock
 
-BYTES_PER_NUMBER = 2
+if TYPE_CHECKING:
+    from revisionllm.library.store import Library
+
+BYTES_PER_NUMBER = 3  # two for the rows, about one for the pieces
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,47 +38,113 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " alone)",
     )
     add("--fps", type=float, default=1.0, help="frames read per second of film (%(default)s)")
+    add("--workers", type=int, default=0, help="processes, on GPUs in turn (0: this one alone)")
     add("--device", default="auto", help="auto, cpu or cuda")
 
 
 def run(args: argparse.Namespace) -> int:
     """Index; returns 0, or 2 if a film could not be read (the others are indexed all the same)."""
-    from revisionllm.library.model_file import read_model
+    from revisionllm.library.model_file import default_model, read_model
     from revisionllm.library.store import Library, is_library
 
     videos = videos_below(args.films)
     known = Library(args.library) if is_library(args.library) else None
-    encoder = read_model(args.model).encoder if args.model else known.encoder if known else None
-    if encoder is None:
-        encoder = read_model("demo").encoder
-        print(
-            "revisionllm index: the demo's encoder knows rendered films alone; for real footage"
-            " `revisionllm models get clip:ViT-B-32:laion2b_s34b_b79k`, and --model with that name",
-            file=sys.stderr,
-        )
+    failed = {}
+    lengths_s = dict(_lengths(videos, failed))
+    if args.model or known is None:
+        encoder = read_model(args.model or default_model(list(lengths_s))).encoder
+    else:
+        encoder = known.encoder
     from revisionllm.model.clip import load_clip
 
     clip = load_clip(encoder, device=args.device)
     library = Library.create(args.library, encoder, clip, args.fps)
-    hourly = args.fps * 3600 * clip.dim * BYTES_PER_NUMBER / 1e6
-    print(f"{len(videos)} films; an hour takes {hourly:.1f} MB of disk", file=sys.stderr)
-    failed, counts = [], {"indexed": 0, "already there": 0}
+    hours = sum(lengths_s.values()) / 3600
+    size_mb = hours * args.fps * 3600 * clip.dim * BYTES_PER_NUMBER / 1e6
+    print(f"{len(lengths_s)} films, {hours:.1f} hours: {size_mb:.1f} MB of disk", file=sys.stderr)
     untouched = library.untouched()
-    for number, video in enumerate(videos, 1):
-        try:
-            there = os.path.abspath(video) in untouched
-            if not there:
-                _, there = library.add(video, clip)
-        except UserError as error:
-            failed.append(f"{video}: {error}")
-            continue
-        how = "already there" if there else "indexed"
-        counts[how] += 1
-        print(f"{number}/{len(videos)} {how}: {video}")
+    todo = [video for video in lengths_s if os.path.abspath(video) not in untouched]
+    counts = {"indexed": 0, "already there": len(lengths_s) - len(todo)}
+    left_s, began = sum(lengths_s[video] for video in todo), time.perf_counter()
+    done_s = 0.0
+    with contextlib.ExitStack() as stack:
+        results = _results(todo, library, clip, args, stack)
+        for number, (video, there, problem) in enumerate(results, 1):
+            left_s -= lengths_s[video]
+            if problem:
+                failed[video] = problem
+                continue
+            how = "already there" if there else "indexed"
+            counts[how] += 1
+            done_s += 0.0 if there else lengths_s[video]
+            speed = done_s / max(time.perf_counter() - began, 1e-6)
+            pace = f" ({speed:.0f} x real time, {clock(left_s / speed)} left)" if speed else ""
+            print(f"{number}/{len(todo)} {how}: {video}{pace}", flush=True)
     print(", ".join(f"{count} {how}" for how, count in counts.items()) + f", {len(failed)} failed")
-    for line in failed:
-        print(f"failed: {line}", file=sys.stderr)
+    for video, problem in failed.items():
+        print(f"failed: {video}: {problem}", file=sys.stderr)
     return EXIT_BAD_INPUT if failed else 0
+
+
+def _lengths(videos: list[Path], failed: dict[Path, str]) -> Iterator[tuple[Path, float]]:
+    """Films that can be read and their lengths; the others go to `failed`."""
+    from revisionllm.data.video import probe
+
+    for video in videos:
+        try:
+            yield video, probe(video).duration_s
+        except UserError as error:
+            failed[video] = str(error)
+
+
+def _results(
+    videos: list[Path], library: Library, clip, args: argparse.Namespace, stack
+) -> Iterator[tuple[Path, bool, str | None]]:
+    """Index films here or in other processes; each, whether it was there, and the trouble."""
+    if args.workers < 2:
+        for video in videos:
+            yield _add(library, clip, video, progress=True)
+        return
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+
+    spawn = multiprocessing.get_context("spawn")
+    numbers = spawn.Value("i", 0)
+    pool = ProcessPoolExecutor(
+        args.workers, spawn, _start_worker, (str(library.folder), args.device, numbers)
+    )
+    stack.callback(pool.shutdown, cancel_futures=True)
+    for future in as_completed([pool.submit(_add_in_worker, video) for video in videos]):
+        yield future.result()
+
+
+def _add(library: Library, clip, video: Path, *, progress: bool) -> tuple[Path, bool, str | None]:
+    try:
+        return video, library.add(video, clip, progress=progress)[1], None
+    except UserError as error:
+        return video, False, str(error)
+
+
+_worker: dict = {}  # of this process, if it is one: its library and encoder
+
+
+def _start_worker(folder: str, device: str, numbers) -> None:
+    """Open the library and load its encoder, on the next GPU in turn."""
+    import torch
+
+    from revisionllm.library.store import Library
+    from revisionllm.model.clip import load_clip
+
+    with numbers.get_lock():
+        number, numbers.value = numbers.value, numbers.value + 1
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        device = f"cuda:{number % torch.cuda.device_count()}"
+    library = Library(folder)
+    _worker.update(library=library, clip=load_clip(library.encoder, device=device))
+
+
+def _add_in_worker(video: Path) -> tuple[Path, bool, str | None]:
+    return _add(_worker["library"], _worker["clip"], video, progress=False)
 
 
 def videos_below(places: list[Path]) -> list[Path]:

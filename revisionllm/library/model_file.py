@@ -10,9 +10,12 @@ alone.
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from revisionllm.data.video_file import is_rendered
 from revisionllm.errors import UserError
 from revisionllm.files import read_json
 from revisionllm.grounder import DEMO_WEIGHTS
@@ -20,6 +23,11 @@ from revisionllm.model.hub import PREFIX, check_encoder, is_reference, local
 
 NAME = "model.json"
 CLIP_PREFIX = "clip:"
+DEMO_HINT = (
+    "revisionllm: these are the demo's weights, which know rendered films alone; for real footage"
+    " `revisionllm models get clip:ViT-B-32:laion2b_s34b_b79k` and give --model with that name"
+    ", or to find --checkpoint RUN"
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,45 @@ def read_model(name: str) -> ModelFile:
         f"--model {name}: give demo, clip:NAME:TAG, clip:FOLDER, hf:owner/name, or a folder with a"
         f" {NAME}"
     )
+
+
+def installed_encoder() -> str | None:
+    """A pretrained dual encoder of the hub's local cache, as `--model` takes it; None: there is
+    none. Of several the first by name."""
+    from revisionllm.model.models_cli import installed
+
+    for name, _ in installed():
+        if is_reference(name) and _is_encoder(Path(local(name))):
+            return name
+    return None
+
+
+def _is_encoder(folder: Path) -> bool:
+    """Whether a snapshot has towers of pictures and texts, in open_clip's layout or the other."""
+    if (folder / "open_clip_config.json").is_file():
+        return True
+    if not all((folder / name).is_file() for name in ("config.json", "preprocessor_config.json")):
+        return False
+    about = read_json(folder / "config.json", kind=dict)
+    is_dual = {"text_config", "vision_config"} <= about.keys()
+    return is_dual and "ForConditionalGeneration" not in str(about.get("architectures"))
+
+
+def default_model(videos: Sequence[Path]) -> str:
+    """What films are searched with when nothing is said: the demo's model for films that its
+    renderer made, for others an installed encoder, else the demo's, and why is told on stderr.
+
+    Raises:
+        UserError: a film cannot be read.
+    """
+    if all(is_rendered(video) for video in videos):
+        return "demo"
+    found = installed_encoder()
+    if found is None:
+        print(DEMO_HINT, file=sys.stderr)
+        return "demo"
+    print(f"revisionllm: by {found}, which is installed; --model names another", file=sys.stderr)
+    return found
 
 
 def _read(folder: Path) -> ModelFile:

@@ -65,11 +65,11 @@ def run(args: argparse.Namespace) -> int:
 
 def installed() -> Iterator[tuple[str, int]]:
     """Models in the local caches: how to name each, and its bytes."""
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repositories = scan_cache_dir().repos
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         repositories = frozenset()
     for repository in sorted(repositories, key=lambda found: found.repo_id):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -244,3 +246,52 @@ def test_a_background_is_taken_over_time_not_over_pieces() -> None:
     pieces = Pieces(means, np.array([0, 3600, 3601, 3602, 3603, 3604]))
     (found,) = find_moments([FramedFilm("", pieces, 1.0, 3604.0)], np.eye(3)[[1]])
     assert {m.start_s for _, m in found} == {3600.0, 3602.0}
+
+
+def test_several_processes_make_the_same_library(films, library, tmp_path, capsys) -> None:
+    other = tmp_path / "other"
+    words = ["index", str(films[0]), "--library", str(other), "--model", CLIP, "--workers", "2"]
+    assert main(words) == 0
+    assert "2 indexed, 0 already there, 0 failed" in capsys.readouterr().out
+    for file in (library / "films").iterdir():
+        if not file.name.endswith(".film.json"):
+            assert (other / "films" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_two_indexers_at_once_do_no_harm(films, library, tmp_path, capsys) -> None:
+    other = tmp_path / "other"
+    words = ["-m", "revisionllm.cli", "index", str(films[0]), "--library", str(other)]
+    both = [subprocess.Popen([sys.executable, *words, "--model", CLIP]) for _ in range(2)]
+    assert {process.wait() for process in both} <= {0, 2}  # 2: the other one is at that film
+    assert main(["index", str(films[0]), "--library", str(other)]) == 0
+    assert main(["library", "verify", str(other)]) == 0
+    for file in (library / "films").iterdir():
+        if not file.name.endswith(".film.json"):
+            assert (other / "films" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_films_of_the_world_are_searched_by_an_installed_encoder(
+    films, tmp_path, monkeypatch, capsys
+) -> None:
+    """The demo's films by the demo's model; others by what is in the cache, if anything is."""
+    from huggingface_hub import constants
+    from tiny_encoders import save_transformers
+    from tiny_films import constant_rate, write_film
+
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    film = write_film(tmp_path / "world.mp4", constant_rate(20, 5.0))
+    words = ["a dog", "--features-dir", str(tmp_path / "features"), "--json"]
+    assert main(["find", str(film), *words]) == 0
+    assert "these are the demo's weights" in capsys.readouterr().err
+    snapshot = cache / "models--somebody--encoder" / "snapshots" / "c0ffee"
+    save_transformers(snapshot, "siglip")
+    (cache / "models--somebody--encoder" / "refs").mkdir()
+    (cache / "models--somebody--encoder" / "refs" / "main").write_text("c0ffee")
+    assert main(["find", str(film), *words]) == 0
+    told = capsys.readouterr()
+    assert "by hf:somebody/encoder" in told.err and '"level": "dense"' not in told.out
+    assert main(["index", str(film), "--library", str(tmp_path / "library")]) == 0
+    assert "by hf:somebody/encoder" in capsys.readouterr().err
+    assert main(["find", str(films[0] / "a.mp4"), *words]) == 0
+    assert "somebody" not in capsys.readouterr().err

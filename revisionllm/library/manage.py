@@ -3,6 +3,7 @@
 revisionllm library list library
 revisionllm library remove library films/old.mp4
 revisionllm library verify library
+revisionllm library move library old_disk/films new_disk/films
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "info": "encoder, rate, films, hours, bytes",
         "verify": "read every row; exit code 2 if something is damaged, or a film has gone",
         "remove": "take films out with their features; the films themselves stay",
+        "move": "tell it that films were moved, by you, from one folder to another",
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("library", type=Path, help="folder of the index")
         if name == "remove":
             command.add_argument("films", nargs="+", metavar="FILM", help="path as in `list`")
+        if name == "move":
+            command.add_argument("old", metavar="OLD", help="folder or film, as in `list`")
+            command.add_argument("new", type=Path, metavar="NEW", help="where it is now")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,9 +60,27 @@ def run(args: argparse.Namespace) -> int:
         for film in chosen:
             library.remove(film)
             print(f"removed {film.path}")
+    elif args.command == "move":
+        _move(library, films, Path(os.path.abspath(args.old)), args.new)
     else:
         return _verify(library, films)
     return 0
+
+
+def _move(library, films, old: Path, new: Path) -> None:
+    """Note new places of films; nothing is noted unless all of them are there."""
+    moved = [film for film in films if film.path == old or old in film.path.parents]
+    places = [new / film.path.relative_to(old) if film.path != old else new for film in moved]
+    if not moved:
+        raise UserError(f"no film of {library.folder} is in {old}; see `list`")
+    for film, place in zip(moved, places, strict=True):
+        if not place.is_file():
+            raise UserError(f"no film {place}, where {film.path} should be now")
+        if not library.has_size_of(film, place):
+            raise UserError(f"{place} is not {film.path}: another size; index it instead")
+    for film, place in zip(moved, places, strict=True):
+        library.note_place(film.film_id, place)
+        print(f"{film.path} -> {place}")
 
 
 def _verify(library, films) -> int:

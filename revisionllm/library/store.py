@@ -236,13 +236,22 @@ class Library:
                 progress=progress,
             )
             self.write_pieces(film_id)
+        self.note_place(film_id, video)
+        return film_id, is_there
+
+    def note_place(self, film_id: str, video: Path) -> None:
+        """Write down where a film lies."""
         stat, place = video.stat(), os.path.abspath(video)
         beside = os.path.relpath(place, self.folder.resolve())
         # what lies with the library moves with it
         kept = place if beside.startswith(os.path.join("..", "..", "..")) else beside
         note = {"path": kept, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         write_json(self._file(film_id, ".film.json"), note)
-        return film_id, is_there
+
+    def has_size_of(self, film: LibraryFilm, video: Path) -> bool:
+        """Whether a file has as many bytes as the film when it was indexed."""
+        told = read_json(self._file(film.film_id, ".film.json"), kind=dict)
+        return told.get("bytes") == video.stat().st_size
 
     def remove(self, film: LibraryFilm) -> None:
         """Take a film out with its features; the film itself stays."""

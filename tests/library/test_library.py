@@ -133,6 +133,22 @@ def test_a_library_is_copied_as_a_folder_and_films_are_taken_out(films, library,
     assert "holds no film yet" in capsys.readouterr().err
 
 
+def test_films_that_were_moved_are_found_at_their_new_place(films, tmp_path, capsys) -> None:
+    old, new, library = tmp_path / "old", tmp_path / "new", tmp_path / "library"
+    shutil.copytree(films[0], old)
+    assert main(["index", str(old), "--library", str(library), "--model", CLIP]) == 0
+    old.rename(new)
+    assert main(["library", "move", str(library), str(old), str(new)]) == 0
+    assert main(["library", "verify", str(library)]) == 0
+    assert all(str(new) in line for line in listed(library, capsys)[-2:])
+    assert main(["library", "move", str(library), str(old), str(new)]) == 2
+    assert "no film of" in capsys.readouterr().err
+    (new / "c.mp4").write_bytes(b"another")
+    for place, said in ((new / "c.mp4", "another size"), (new / "d.mp4", "where")):
+        assert main(["library", "move", str(library), str(new / "a.mp4"), str(place)]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_damage_and_films_that_have_gone_are_told(films, tmp_path, capsys) -> None:
     folder, library = tmp_path / "films", tmp_path / "library"
     shutil.copytree(films[0], folder)

@@ -118,9 +118,10 @@ def run(args: argparse.Namespace) -> int:
         args.checkpoint, args.long = path_argument(model.dense), list(model.long)
     is_alone = model is not None and model.dense is None
     if is_library(args.video):
-        refused = "--view" if args.view else f"--model {args.model}" if is_alone else None
-        if refused:
-            raise UserError(f"{args.video} is a library, searched by its own encoder: no {refused}")
+        if is_alone:
+            raise UserError(
+                f"{args.video} is a library, searched by its own encoder: no --model {args.model}"
+            )
         search = find_in_library
     else:
         search = find_by_encoder if is_alone else find_by_llm
@@ -139,6 +140,8 @@ def find_in_library(args: argparse.Namespace) -> Answers:
     from revisionllm.library.find import LibrarySearch
     from revisionllm.library.store import Library
 
+    if args.view:
+        claim_output(args.view, overwrite=args.overwrite)
     library, grounder, options = Library(args.video), None, {}
     if args.checkpoint or args.long:
         grounder = Grounder.from_checkpoint(
@@ -159,6 +162,11 @@ def find_in_library(args: argparse.Namespace) -> Answers:
             print(f"  {rank}. {_span(moment)}  score {moment.score:.2f}  {film}")
         if not ranked:
             print(f"  not present in {len(searching.films)} films")
+    if args.view:
+        from revisionllm.viewer.library_page import write_library_view
+
+        write_library_view(args.view, found, num_films=len(searching.films))
+        print(f"wrote {args.view}", file=sys.stderr)
     return [answer for answers in found for answer in answers]
 
 

@@ -68,7 +68,7 @@ def write_view(
             if video_path
             else {}
         )
-    script = "\n" + _asset("page.js")
+    script = "\n" + asset("page.js")
     film = film_url = None
     if video_path is not None:
         film_url = Path(os.path.relpath(video_path, path.parent)).as_posix()
@@ -83,9 +83,9 @@ def write_view(
         moment_times=thumbnails_of.moment_times,
         truth_time=thumbnails_of.truth_time,
         made_by=MADE_BY,
-        policy=_policy(script),
+        policy=policy(script),
         title=facts.one_line(title),
-        style=Markup(_asset("page.css")),
+        style=Markup(asset("page.css")),
         script=Markup(script),
         duration_s=duration_s,
         percent=lambda seconds: f"{min(100.0, max(0.0, 100 * seconds / duration_s)):.4f}%",
@@ -117,11 +117,12 @@ def _legend(predictions: Sequence[Prediction]) -> list[tuple[str, str, bool]]:
     ]
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file of the viewer's assets, as text."""
     return resources.files("revisionllm.viewer").joinpath("assets", name).read_text("utf-8")
 
 
-def _policy(script: str) -> str:
+def policy(script: str) -> str:
     """Content security policy: no requests; the page's own script, known by its hash, and no other.
 
     `media-src` stays open: what 'self' means for a page opened from disk differs between browsers.

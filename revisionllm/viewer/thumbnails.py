@@ -58,18 +58,29 @@ def film_thumbnails(
     Raises:
         UserError: the film cannot be decoded.
     """
-    from revisionllm.data.video import encode_jpeg, probe, read_frame
+    from revisionllm.data.video import encode_jpeg, read_frame
 
     times = [time_s for time_s in thumbnail_times(predictions) if time_s < duration_s]
     if not times:
         return {}
-    info = probe(video_path)
-    width = min(THUMBNAIL_WIDTH, info.width)
-    size = (width, max(1, round(info.height * width / info.width)))
+    size = picture_size(video_path)
     return {
         time_s: jpeg_data_uri(encode_jpeg(read_frame(video_path, time_s, size=size)))
         for time_s in times
     }
+
+
+def picture_size(video_path: Path) -> tuple[int, int]:
+    """Width and height of a film's thumbnails.
+
+    Raises:
+        UserError: the film cannot be read.
+    """
+    from revisionllm.data.video import probe
+
+    info = probe(video_path)
+    width = min(THUMBNAIL_WIDTH, info.width)
+    return width, max(1, round(info.height * width / info.width))
 
 
 def jpeg_data_uri(jpeg: bytes) -> str:

@@ -50,6 +50,7 @@ setup(
     },
     extras_require={
         "flash": ["flash-attn"],
+        "app": ["gradio>=5"],
         "gguf": ["gguf"],
         "nf4": ["bitsandbytes>=0.49.0"],
         "train": ["accelerate>=1.8.0", "deepspeed>=0.16.4", "tensorboard>=2.18.0"],

@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
     from revisionllm.library.store import is_library
 
     check_sentences(args.sentences)
+    if args.view:
+        claim_output(args.view, inputs=[args.video], overwrite=args.overwrite)
     of_runs = [f"--{name}" for name in ("checkpoint", "long") if getattr(args, name)]
     if args.model and of_runs:
         raise UserError(f"--model and {of_runs[0]}: give one of them")
@@ -140,8 +142,6 @@ def find_in_library(args: argparse.Namespace) -> Answers:
     from revisionllm.library.find import LibrarySearch
     from revisionllm.library.store import Library
 
-    if args.view:
-        claim_output(args.view, overwrite=args.overwrite)
     library, grounder, options = Library(args.video), None, {}
     if args.checkpoint or args.long:
         grounder = Grounder.from_checkpoint(
@@ -175,8 +175,6 @@ def find_by_encoder(args: argparse.Namespace) -> Answers:
     from revisionllm.data.video import probe
     from revisionllm.library.model_file import read_model
 
-    if args.view:
-        claim_output(args.view, inputs=[args.video], overwrite=args.overwrite)
     probe(args.video)
     encoder = read_model(args.model).encoder
     from revisionllm.library.frames import FEATURE_FPS, ground_frames, read_frames_calibration
@@ -203,8 +201,6 @@ def find_by_llm(args: argparse.Namespace) -> Answers:
     from revisionllm.grounder import Grounder
     from revisionllm.grounding.windows import dense_windows
 
-    if args.view:
-        claim_output(args.view, inputs=[args.video], overwrite=args.overwrite)
     args.checkpoint = args.checkpoint or DEFAULT_CHECKPOINT
     probe(args.video)  # a bad file is told before the model is loaded
     grounder = Grounder.from_checkpoint(args.checkpoint, long_runs=args.long, device=args.device)

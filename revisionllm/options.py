@@ -76,6 +76,7 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("zooms", "segment_repeats", "min_votes"), Range(1, 10**4)),
     "min_duration_s": Range(0, 1e9),
     "padding": Range(0, 3600),
+    "port": Range(1, 65535),
     # processes
     "num_shards": Range(1, 10**4),
     "shard": Range(0, 10**4),

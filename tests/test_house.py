@@ -26,6 +26,7 @@ ORDER = (
     ("library",),
     ("eval", "interop"),
     ("viewer",),
+    ("app",),
     ("find", "demo"),
     ("doctor",),
     ("cli",),

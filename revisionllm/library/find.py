@@ -67,13 +67,20 @@ class LibrarySearch:
             )
 
     def find(
-        self, sentences: Sequence[str], *, threshold: float = 0.5, top_k: int = 5, **options: Any
+        self,
+        sentences: Sequence[str],
+        *,
+        threshold: float = 0.5,
+        top_k: int = 5,
+        among: Sequence[int] | None = None,
+        **options: Any,
     ) -> list[list[Answer]]:
         """The best moments of every sentence.
 
         Args:
             threshold: a sentence is found in a film if its best moment there scores at least this.
             top_k: moments per sentence at most, of all films together.
+            among: numbers of the films to search, in `films`; None: all.
             options: of `Grounder.ground`, where there are levels above.
 
         Returns:
@@ -83,10 +90,12 @@ class LibrarySearch:
 
         _, encoded = self.clip.encode_texts(list(sentences))
         features = encoded.numpy()
+        among = range(len(self.films)) if among is None else among
         if self.grounder is not None:
-            return self._above(sentences, features, threshold=threshold, top_k=top_k, **options)
+            options |= {"threshold": threshold, "top_k": top_k}
+            return self._above(sentences, features, among, **options)
         found = search_films(
-            self.films,
+            [self.films[at] for at in among],
             sentences,
             features,
             calibration=self.calibration,
@@ -97,18 +106,25 @@ class LibrarySearch:
         return [[(film.video_path, answer) for film, answer in row] for row in found]
 
     def _above(
-        self, sentences: Sequence[str], features: np.ndarray, *, top_k: int, **options: Any
+        self,
+        sentences: Sequence[str],
+        features: np.ndarray,
+        among: Sequence[int],
+        *,
+        top_k: int,
+        **options: Any,
     ) -> list[list[Answer]]:
         """Ask the levels above about each sentence in the films that look best."""
         from revisionllm.library.frames import find_moments
 
+        films = [self.films[at] for at in among]
         ranked = find_moments(
-            self.films, features, calibration=self.calibration, top_k=self.best_films, per_film=1
+            films, features, calibration=self.calibration, top_k=self.best_films, per_film=1
         )
         asked: dict[int, list[int]] = {}  # sentences of each film
         for number, row in enumerate(ranked):
             for at, _ in row or [(0, None)]:
-                asked.setdefault(at, []).append(number)
+                asked.setdefault(among[at], []).append(number)
         answers: list[list[Answer]] = [[] for _ in sentences]
         for at, numbers in asked.items():
             film = self.known[at]

@@ -169,7 +169,6 @@ def test_damage_and_films_that_have_gone_are_told(films, tmp_path, capsys) -> No
         (["index", "nowhere"], "no film or folder nowhere"),
         (["index", ".", "--model", "ViT-B-32"], "give demo, clip:NAME:TAG"),
         (["library", "list", "nowhere"], "nowhere is no library"),
-        (["find", "LIBRARY", "a ball", "--view", "x.html"], "is a library"),
         (["find", "LIBRARY", "a ball", "--model", CLIP], "by its own encoder: no --model clip:"),
         (["find", "LIBRARY", "a ball", "--checkpoint", "nowhere"], "no checkpoint nowhere"),
         (["find", "x.mp4", "a", "--model", CLIP, "--checkpoint", "y"], "give one of them"),

@@ -1,7 +1,7 @@
 """Annotations of the datasets to the two JSON files of training and evaluation.
 
-Used by `mad/mad_to_activitynet.py` and `vidchap7m/chapters*_to_activitynet.py`; what the files look
-like: `annotations.py`.
+Used by the `*_to_activitynet.py` of `mad/`, `vidchap7m/` and `retrieval/msrvtt/`; what the files
+look like: `annotations.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from revisionllm.errors import UserError
 from revisionllm.files import MADE_BY, claim_output, read_json, write_noted, write_text
+from revisionllm.formats import msrvtt
 from revisionllm.formats.annotations import (
     Annotation,
     evaluation_record,
@@ -21,6 +22,7 @@ from revisionllm.formats.annotations import (
     require_good,
     training_record,
 )
+from revisionllm.formats.registry import read_queries
 
 
 def add_converter_arguments(
@@ -90,6 +92,45 @@ def convert_evaluation(args: argparse.Namespace) -> int:
     _write(args.out, {a.query_id: evaluation_record(a) for a in chosen})
     _tell(args.out, chosen)
     return 0
+
+
+def convert_msrvtt(args: argparse.Namespace) -> int:
+    """MSR-VTT's files to training and evaluation JSON; returns the exit code."""
+    table = Path(args.test) if args.test else None
+    inputs = [args.annotations, *([table] if table else [])]
+    for out in (args.out, args.test_out):
+        claim_output(out, inputs=inputs, overwrite=args.overwrite)
+    if args.out.resolve() == args.test_out.resolve():
+        raise UserError(f"--out and --test_out are the same file: {args.out}")
+    annotations = read_good(args.annotations, skip_bad=args.skip_bad)
+    videos, _ = msrvtt.read_videos(args.annotations)
+    test = [a for a in annotations if videos[a.video_id][1] == "test"]
+    if table is not None:
+        if not table.is_file():
+            raise UserError(f"no test split at {table}; give --test FILE, or --test '' for none")
+        test = _whole_videos(table, videos, skip_bad=args.skip_bad)
+    tested = {annotation.video_id for annotation in test}
+    train = [annotation for annotation in annotations if annotation.video_id not in tested]
+    for chosen, what in ((test, "to test"), (train, "to train on")):
+        if not chosen:
+            raise UserError(f"{args.annotations} and --test {args.test!r} leave nothing {what}")
+    _write(args.out, [training_record(annotation, "msrvtt") for annotation in train])
+    _tell(args.out, train)
+    _write(args.test_out, {a.query_id: evaluation_record(a) for a in test})
+    _tell(args.test_out, test)
+    return 0
+
+
+def _whole_videos(
+    table: Path, videos: dict[str, tuple[float, str]], *, skip_bad: bool
+) -> list[Annotation]:
+    """The sentences of a test split, each about one of `videos` from its start to its end."""
+    queries, found = read_queries(table, "msrvtt")
+    problems = [f"line {problem.line}: {problem.what}" for problem in found]
+    problems += [f"query {q.qid}: no video {q.vid}" for q in queries if q.vid not in videos]
+    require_good(table, problems, skip_bad=skip_bad)
+    known = [(query, videos[query.vid][0]) for query in queries if query.vid in videos]
+    return [Annotation(q.qid, q.vid, q.query, 0.0, end_s, end_s) for q, end_s in known]
 
 
 def read_video_list(path: Path) -> set[str]:

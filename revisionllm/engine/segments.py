@@ -12,7 +12,7 @@ Legend: S shown segments, F frames of a segment, D feature dim, L words, H LLM w
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -119,6 +119,46 @@ class SegmentEngine:
         Segment tokens are kept for the next call about the same film (another level, say). The
         film's frames are read in another thread.
         """
+        answers: list[WindowAnswer | None] = [None] * len(questions)
+        for decoder, ask in self._answered(self._decoder, questions, film, queries):
+            question = questions[ask.position]
+            answers[ask.position] = self._to_answer(decoder, ask, question, level.narrow)
+        return answers
+
+    def first_numbers(
+        self, questions: Sequence[Question], film: Film, queries: Sequence[Query]
+    ) -> list[tuple[np.ndarray, float]]:
+        """How probable each shown position is as the first number of an answer.
+
+        Args:
+            questions: each segment shown once.
+
+        Returns:
+            Per question probabilities [num_positions], which add up to the presence, and the
+            entropy of the decision between "Not Present" and a number, nats.
+
+        Raises:
+            ValueError: the run's answers have no numbers of segments.
+        """
+        config = self.model.config
+        if config.stage == "sparse" or config.question == "yes_no":
+            raise ValueError(f"answers of stage {config.stage}, {config.question}: no segments")
+        found = [(np.zeros(question.num_positions), 0.0) for question in questions]
+        for decoder, ask in self._answered(self._first_decoder, questions, film, queries):
+            for state, log_prob in ask.answers:
+                position = int(decoder.choices.grammar.text(state))
+                found[ask.position][0][position] = np.exp(log_prob)
+            found[ask.position] = found[ask.position][0], float(ask.entropies[0])
+        return found
+
+    def _answered(
+        self,
+        decoder_for: Callable[[int], Decoder],
+        questions: Sequence[Question],
+        film: Film,
+        queries: Sequence[Query],
+    ) -> Iterator[tuple[Decoder, PendingAnswer]]:
+        """Every question's finished answer and its decoder, in no particular order."""
         started = time.perf_counter()
         if film.key is None or film.key != self._film:
             self._tokens = {}
@@ -130,20 +170,17 @@ class SegmentEngine:
         def features(window: Window) -> np.ndarray:
             return film.window_frames(window, config)
 
-        answers: list[WindowAnswer | None] = [None] * len(questions)
         with torch.inference_mode():
             self._encode(questions, sentences, words, features)
             with packed_attention(self.model.llm):
                 for positions in _by_length(questions):
-                    decoder = self._decoder(questions[positions[0]].num_positions)
-                    for ask in decoder.run(self._work(decoder, positions, questions, sentences)):
-                        answers[ask.position] = self._to_answer(
-                            decoder, ask, questions[ask.position], level.narrow
-                        )
+                    decoder = decoder_for(questions[positions[0]].num_positions)
+                    work = self._work(decoder, positions, questions, sentences)
+                    for ask in decoder.run(work):
+                        yield decoder, ask
         if film.key is None or self._token_bytes() > self.budget.total // 4:
             self._tokens = {}
         self.cost.seconds += time.perf_counter() - started
-        return answers
 
     # --- segment tokens -----------------------------------------------------------------------
 
@@ -200,6 +237,16 @@ class SegmentEngine:
                 self.model.llm, choices, self.budget, self.cost, **self._listing
             )
         return self._decoders[num_positions]
+
+    def _first_decoder(self, num_positions: int) -> Decoder:
+        grammar = AnswerGrammar.first_numbers(
+            grammar_encoder(self.model),
+            eos_id=self.model.tokenizer.eos_token_id,
+            num_segments=num_positions,
+            context="",
+        )
+        choices, options = Choices(grammar), {"explore": 0.0, "num_candidates": num_positions}
+        return Decoder(self.model.llm, choices, self.budget, self.cost, **options)
 
     def _work(
         self, decoder: Decoder, positions: list[int], questions, sentences

@@ -1,4 +1,4 @@
-"""`revisionllm eval score`, `report`, `run` and `calibrate`.
+"""`revisionllm eval score`, `report`, `run`, `calibrate` and `videos`.
 
 revisionllm eval score predictions.jsonl
 revisionllm eval score hl_val_submission.jsonl highlight_val_release.jsonl --output out/score
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MODULES = {
     "run": ("revisionllm.eval.run", "search films for all queries of an annotation file"),
     "calibrate": ("revisionllm.eval.calibrate", "fit confidence on validation predictions"),
+    "videos": ("revisionllm.eval.videos", "which video: text-to-video retrieval (MSR-VTT)"),
 }
 # those of metrics/conventions.py, which costs NumPy to read; ours: the older name of field
 CONVENTION_NAMES = (

@@ -13,6 +13,7 @@ activitynet, charades-sta
 captions                 JSON lines of vid, start_s, end_s, caption (alignment stage)
 csv                      a table with the columns video, start, end, sentence
 timelens                 results, with the ground truth in their keys
+msrvtt                   MSR-VTT's JSON, and the table of its 1k-A split (read only)
 vue-tr, vue-tr-predictions
 extremewhen, extremewhen-predictions
 snag                     SnAG, HieraMamba, DeCafNet, UniversalVTG
@@ -32,6 +33,7 @@ from revisionllm.formats import (
     ego4d,
     extremewhen,
     mad,
+    msrvtt,
     qvhighlights,
     snag,
     timelens,
@@ -148,6 +150,7 @@ _TABLE = (
     Format(
         "cone", _A, _has("clip_id", "timestamps"), mad.read_cone_queries, mad.write_cone_queries
     ),
+    Format("msrvtt", _A, _has("videos", "sentences"), msrvtt.read_queries, None),
     Format("ego4d-nlq", _A, _has("videos"), ego4d.read_queries, ego4d.write_queries),
     Format("vue-tr", _A, _has("query_id", "gt"), vue_tr.read_queries, vue_tr.write_queries),
     Format(
@@ -230,7 +233,10 @@ def _text_format(path: Path) -> str | None:
         return None
     if b"##" in first:
         return "charades-sta"
-    return "csv" if csv_table.is_table(first.decode("utf-8", "replace")) else None
+    head = first.decode("utf-8", "replace")
+    if msrvtt.is_table(head):
+        return "msrvtt"
+    return "csv" if csv_table.is_table(head) else None
 
 
 def _first_record(path: Path) -> Any:

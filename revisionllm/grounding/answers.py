@@ -226,6 +226,21 @@ class AnswerGrammar:
         )
 
     @classmethod
+    def first_numbers(
+        cls,
+        encode: Callable[[str], list[int]],
+        *,
+        eos_id: int,
+        num_segments: int,
+        context: str = "ASSISTANT:",
+    ) -> AnswerGrammar:
+        """The beginnings of `segments`, up to and with `to`: text `a` for each first number a."""
+        cut = _answer_encoder(encode, context)
+        heads, _ = _split_numbers(cut, format_segments, num_segments)
+        words = {NOT_PRESENT: cut(NOT_PRESENT)} | {str(a): head for a, head in enumerate(heads)}
+        return cls(words, [], [], eos_id=eos_id, absent=NOT_PRESENT)
+
+    @classmethod
     def yes_no(
         cls, encode: Callable[[str], list[int]], *, eos_id: int, context: str = "ASSISTANT:"
     ) -> AnswerGrammar:

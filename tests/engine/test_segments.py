@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from model_assets import BASE
-from tiny_runs import WINDOW_S, D, ask, features_of, sentences, tiny_llm, windows
+from tiny_runs import WINDOW_S, D, TinyFilm, ask, features_of, sentences, tiny_llm, windows
 
 from revisionllm.engine.reference import answer_segments
 from revisionllm.engine.segments import SegmentEngine, answer_spans, segment_grammar
@@ -146,6 +146,27 @@ def test_candidates_are_the_most_probable_answers():
         base = log_probs[own] if own in best else log_probs[best[0]]
         weights = [1.0, *(min(1.0, np.exp(log_probs[spans] - base)) for spans in wanted[1:])]
         assert [s.score for s in answer.spans] == pytest.approx(weights, abs=1e-4)
+
+
+def test_first_numbers_are_sums_over_all_answers():
+    model = long_run()
+    texts, words, film = sentences(3), words_of(3), windows(12)
+    questions = [Question(query, tuple(film)) for query in range(3)]
+    questions += [Question(query, tuple(film[2:7])) for query in range(3)]
+    queries = [Query(str(i), t, words=w) for i, (t, w) in enumerate(zip(texts, words, strict=True))]
+    engine = SegmentEngine(model)
+    found = engine.first_numbers(questions, TinyFilm(frames_of), queries)
+    for question, (probs, entropy) in zip(questions, found, strict=True):
+        wanted = np.zeros(question.num_positions)
+        for _, span, log_prob in every_answer(model, question, texts, words):
+            wanted[span[0]] += np.exp(log_prob)
+        np.testing.assert_allclose(probs, wanted, atol=1e-5)
+        (answer,) = ask(SegmentEngine(model), [question], texts, frames_of, words=words)
+        assert probs.sum() == pytest.approx(answer.presence, abs=1e-5)
+        assert 0 <= entropy <= np.log(len(probs) + 1)
+    with pytest.raises(ValueError, match="no segments"):
+        yes_no = SegmentEngine(long_run(stage="sparse", question="yes_no"))
+        yes_no.first_numbers(questions, TinyFilm(frames_of), queries)
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""MSR-VTT: which of many short videos a sentence is about."""

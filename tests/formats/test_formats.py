@@ -68,6 +68,11 @@ VUE_RESULT = {"query_id": 3, "video_id": "v", "duration": 99.5, "query": "q", "a
 VUE_RESULT |= {"task": "temporal_retrieval"}
 CHALLENGE = {"version": "1.0", "challenge": "ego4d_nlq_challenge", "results": [NLQ_RESULT]}
 
+MSRVTT_VIDEO = {"video_id": "video0", "id": 0, "split": "train", "category": 9}
+MSRVTT_VIDEO |= {"start time": 137.72, "end time": 149.44}
+MSRVTT_SENTENCE = {"caption": "a man runs", "video_id": "video0", "sen_id": 0}
+MSRVTT = {"videos": [MSRVTT_VIDEO], "sentences": [MSRVTT_SENTENCE]}
+
 EXAMPLES: dict[str, tuple[str, str]] = {
     "qvhighlights": ("a.jsonl", json.dumps(QVH) + "\n"),
     "vidchapters": ("train.jsonl", json.dumps(VIDEO) + "\n"),
@@ -78,6 +83,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "charades-sta": ("sta.txt", "AO8RW 0.0 6.9##a person puts a book.\nAO8RW 1 2.5##x\n"),
     "captions": ("c.jsonl", '{"vid": "v", "start_s": 1.5, "end_s": 3.0, "caption": "Rain."}\n'),
     "csv": ("events.csv", "video,start,end,sentence\nlong film.mp4,1:02,75.5,A man runs.\n"),
+    "msrvtt": ("MSRVTT_data.json", json.dumps(MSRVTT)),
     "vue-tr": ("vue.json", json.dumps([VUE])),
     "extremewhen": ("ewb.jsonl", json.dumps(EWB) + "\n"),
     "snag": ("snag.json", json.dumps({"test": {"v": SNAG_VIDEO}}, indent=2)),
@@ -122,6 +128,8 @@ def test_a_file_of_the_field_is_detected_and_comes_back_from_a_round_trip(name, 
     path = example(name, tmp_path)
     assert detect(path, FORMATS[name].kind).name == name
     items = read(name, path)
+    if FORMATS[name].write is None:
+        return
     again = tmp_path / f"again{path.suffix}"
     if name == "vidchapters":  # written per query, the form of its test file
         again = tmp_path / "again.jsonl"
@@ -131,7 +139,7 @@ def test_a_file_of_the_field_is_detected_and_comes_back_from_a_round_trip(name, 
 
 @pytest.mark.parametrize(
     "name",
-    [name for name in EXAMPLES if name not in REWRITTEN],
+    [name for name in EXAMPLES if name not in REWRITTEN and FORMATS[name].write],
 )
 def test_writing_gives_back_the_file_itself(name, tmp_path):
     path = example(name, tmp_path)
@@ -164,6 +172,7 @@ def test_what_the_readers_read():
         ("extremewhen", "v", 5000.0, [[60, 69]]),
         ("snag", "v", 100.0, [[1, 2]]),
         ("vidchapters", "yt", 900.0, [[0, 30]]),
+        ("msrvtt", "video0", 149.44 - 137.72, [[0, 149.44 - 137.72]]),
     ],
 )
 def test_annotations_say_what_the_format_means(name, vid, duration_s, spans, tmp_path):

@@ -45,6 +45,7 @@ setup(
     package_data={
         "revisionllm.viewer": ["assets/*"],
         "revisionllm.eval.report": ["assets/*"],
+        "revisionllm.engine": ["profiles/*.toml"],
         "revisionllm.search": ["speeds.json"],
         "revisionllm.train": ["recipes/*.toml"],
     },
@@ -52,6 +53,7 @@ setup(
         "flash": ["flash-attn"],
         "app": ["gradio>=5"],
         "gguf": ["gguf"],
+        "grounder": ["openai>=1.40"],
         "nf4": ["bitsandbytes>=0.49.0"],
         "train": ["accelerate>=1.8.0", "deepspeed>=0.16.4", "tensorboard>=2.18.0"],
         "lmms-eval": ["lmms-eval>=0.7.3"],

@@ -54,18 +54,14 @@ def run(args: argparse.Namespace) -> int:
 
     library = Library(args.library)
     model = read_model(args.model) if args.model else None
-    if model and model.dense is None:
+    if model and model.is_alone:
         raise UserError(f"--model {args.model} names an encoder alone; the library has its own")
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the app is drawn by Gradio, which is not here: `pip install gradio`")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    from revisionllm.grounder import Grounder
     from revisionllm.library.find import LibrarySearch
 
-    grounder = None
-    if model:
-        grounder = Grounder.from_checkpoint(model.dense, long_runs=model.long, device=args.device)
-    searching = LibrarySearch(library, grounder, best_films=args.films, device=args.device)
+    searching = LibrarySearch(library, model, best_films=args.films, device=args.device)
     with tempfile.TemporaryDirectory(prefix="revisionllm-app-") as folder:
         page = build(searching, Path(folder))
         serve(page, args.port)

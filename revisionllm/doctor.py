@@ -242,5 +242,5 @@ def _self_test(problems: list[str]) -> Iterator[str]:
         problems.append(f"the self-test found the wrong moment (IoU {overlap:.2f})")
     yield (
         f"rendered {rendered - began:.1f} s, read {read - rendered:.1f} s, found"
-        f" {time.perf_counter() - read:.1f} s; IoU {overlap:.2f}; on {grounder.model.device.type}"
+        f" {time.perf_counter() - read:.1f} s; IoU {overlap:.2f}; on {grounder.device}"
     )

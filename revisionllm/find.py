@@ -16,12 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from revisionllm.errors import UserError
 from revisionllm.files import claim_output
 from revisionllm.grounder import (
+    DEFAULT_BUDGET,
     DEFAULT_CHECKPOINT,
     DEFAULT_KEEP,
     SEARCHES,
@@ -33,6 +35,7 @@ from revisionllm.library.cut import add_cut_options
 from revisionllm.model.hub import path_argument
 
 if TYPE_CHECKING:
+    from revisionllm.library.model_file import ModelFile
     from revisionllm.records.predictions import Prediction
 
     Answers = list[tuple[Path, Prediction]]  # films, and predictions about them
@@ -64,6 +67,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a library: films that levels above the encoder read, per sentence (%(default)s)",
     )
     parser.add_argument("--checkpoint", type=path_argument, help="run folder (the demo's)")
+    parser.add_argument(
+        "--grounder",
+        help="another model for dense windows, below the encoder of --model or of the library:"
+        " http://host:port/v1#model, vlm:FOLDER or vlm:hf:owner/name (docs/grounders.md)",
+    )
+    parser.add_argument(
+        "--grounder-profile", type=Path, metavar="TOML", help="how it is asked; unset: by its name"
+    )
+    parser.add_argument(
+        "--budget",
+        type=int,
+        default=DEFAULT_BUDGET,
+        help="windows per sentence that --grounder is asked about; with --search exhaustive it is"
+        " asked about all (%(default)s)",
+    )
     parser.add_argument(
         "--exit-code", action="store_true", help="exit with 3 if no sentence was found"
     )
@@ -104,52 +122,74 @@ def run(args: argparse.Namespace) -> int:
     """Run the command. Returns the exit code."""
     from revisionllm.library.cut import take_away
     from revisionllm.library.markers import check_markers
-    from revisionllm.library.model_file import default_model, read_model
     from revisionllm.library.store import is_library
 
     check_sentences(args.sentences)
     if args.view:
         claim_output(args.view, inputs=[args.video], overwrite=args.overwrite)
-    of_runs = [f"--{name}" for name in ("checkpoint", "long") if getattr(args, name)]
-    if args.model and of_runs:
-        raise UserError(f"--model and {of_runs[0]}: give one of them")
-    if not (args.model or of_runs or is_library(args.video)):
-        args.model = default_model([args.video])
-    model = read_model(args.model) if args.model else None
-    if model and model.dense:
-        args.checkpoint, args.long = path_argument(model.dense), list(model.long)
-    is_alone = model is not None and model.dense is None
+    model = _model(args)
     if is_library(args.video):
-        if is_alone:
+        if args.model and model.is_alone:
             raise UserError(
                 f"{args.video} is a library, searched by its own encoder: no --model {args.model}"
             )
         search = find_in_library
     else:
-        search = find_by_encoder if is_alone else find_by_llm
+        search = find_by_encoder if model.is_alone else find_by_levels
     for path in args.markers:
         check_markers(path, inputs=[args.video], overwrite=args.overwrite)
-    answers = search(args)
+    answers = search(args, model)
     if args.cut or args.markers:
         take_away(answers, args, args.cut, args.top_k)
     was_found = any(prediction.found for _, prediction in answers)
     return NOTHING_FOUND if args.exit_code and not was_found else 0
 
 
-def find_in_library(args: argparse.Namespace) -> Answers:
-    """Search all films of a library by its encoder, and the best by a run's levels, if any."""
-    from revisionllm.grounder import Grounder
+def _model(args: argparse.Namespace) -> ModelFile:
+    """What searches, by --model, --checkpoint and --long, or --grounder; what they leave open is
+    the library's encoder, or `default_model`.
+
+    Raises:
+        UserError: they contradict each other.
+    """
+    from revisionllm.library.model_file import ModelFile, default_model, read_model
+    from revisionllm.library.store import Library, is_library
+
+    of_runs = [f"--{name}" for name in ("checkpoint", "long") if getattr(args, name)]
+    others = [f"--{name}" for name in ("model", "grounder") if getattr(args, name)]
+    if of_runs and others:
+        raise UserError(f"{others[0]} and {of_runs[0]}: give one of them")
+    if args.budget < 1:
+        raise UserError(f"--budget {args.budget}: at least 1 window")
+    if of_runs:
+        model = ModelFile("", str(args.checkpoint or DEFAULT_CHECKPOINT), tuple(args.long))
+    elif args.model or not is_library(args.video):
+        args.model = args.model or default_model([args.video])
+        model = read_model(args.model)
+    else:
+        model = ModelFile(Library(args.video).encoder)
+    if args.grounder:
+        model = replace(model, dense=None, long=(), grounder=args.grounder, profile=None)
+    if args.grounder_profile:
+        if model.grounder is None:
+            raise UserError("--grounder-profile: of which --grounder?")
+        model = replace(model, profile=args.grounder_profile)
+    return model
+
+
+def find_in_library(args: argparse.Namespace, model: ModelFile) -> Answers:
+    """Search all films of a library by its encoder, and the best by a model's levels, if any."""
     from revisionllm.library.find import LibrarySearch
     from revisionllm.library.store import Library
 
-    library, grounder, options = Library(args.video), None, {}
-    if args.checkpoint or args.long:
-        grounder = Grounder.from_checkpoint(
-            args.checkpoint or DEFAULT_CHECKPOINT, long_runs=args.long, device=args.device
-        )
-        options = {"search": args.search, "keep": args.keep, "verbose": True}
-    searching = LibrarySearch(library, grounder, best_films=args.films, device=args.device)
-    found = searching.find(args.sentences, threshold=args.threshold, top_k=args.top_k, **options)
+    searching = LibrarySearch(
+        Library(args.video),
+        None if model.is_alone else model,
+        best_films=args.films,
+        device=args.device,
+        options=_search_options(args),
+    )
+    found = searching.find(args.sentences, threshold=args.threshold, top_k=args.top_k)
     for sentence, answers in zip(args.sentences, found, strict=True):
         if args.json:
             for film, prediction in answers:
@@ -170,24 +210,26 @@ def find_in_library(args: argparse.Namespace) -> Answers:
     return [answer for answers in found for answer in answers]
 
 
-def find_by_encoder(args: argparse.Namespace) -> Answers:
+def _search_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {"search": args.search, "keep": args.keep, "budget": args.budget, "verbose": True}
+
+
+def find_by_encoder(args: argparse.Namespace, model: ModelFile) -> Answers:
     """Search one film by an encoder alone."""
     from revisionllm.data.video import probe
-    from revisionllm.library.model_file import read_model
 
     probe(args.video)
-    encoder = read_model(args.model).encoder
     from revisionllm.library.frames import FEATURE_FPS, ground_frames, read_frames_calibration
     from revisionllm.model.clip import load_clip
 
-    clip = load_clip(encoder, device=args.device)
+    clip = load_clip(model.encoder, device=args.device)
     _, sentences = clip.encode_texts(args.sentences)
     film = film_of(args.video, clip, FEATURE_FPS, features_dir=args.features_dir)
     predictions = ground_frames(
         film,
         args.sentences,
         sentences.numpy(),
-        calibration=read_frames_calibration(encoder),
+        calibration=read_frames_calibration(model.encoder),
         threshold=args.threshold,
         top_k=args.top_k,
         run=args.model,
@@ -195,27 +237,20 @@ def find_by_encoder(args: argparse.Namespace) -> Answers:
     return _show(args, film, predictions, None)
 
 
-def find_by_llm(args: argparse.Namespace) -> Answers:
-    """Search one film by a run's levels."""
+def find_by_levels(args: argparse.Namespace, model: ModelFile) -> Answers:
+    """Search one film by a run's levels, or another model's windows."""
     from revisionllm.data.video import probe
-    from revisionllm.grounder import Grounder
     from revisionllm.grounding.windows import dense_windows
+    from revisionllm.library.model_file import open_levels
 
-    args.checkpoint = args.checkpoint or DEFAULT_CHECKPOINT
     probe(args.video)  # a bad file is told before the model is loaded
-    grounder = Grounder.from_checkpoint(args.checkpoint, long_runs=args.long, device=args.device)
+    grounder = open_levels(model, device=args.device, kept_in=args.features_dir)
     grounder.clip.encode_texts(args.sentences)  # and so is a sentence that is too long
     film = grounder.open_film(args.video, features_dir=args.features_dir)
     predictions = grounder.ground(
-        film,
-        args.sentences,
-        search=args.search,
-        keep=args.keep,
-        threshold=args.threshold,
-        top_k=args.top_k,
-        verbose=True,
+        film, args.sentences, threshold=args.threshold, top_k=args.top_k, **_search_options(args)
     )
-    config = grounder.model.config
+    config = grounder.config
     num_windows = len(
         dense_windows(film.duration_s, window_s=config.window_s, stride_s=config.stride_s)
     )

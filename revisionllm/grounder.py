@@ -19,6 +19,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,11 +31,16 @@ from revisionllm.search.plans import (
     COSINE_WEIGHT,
     DEFAULT_KEEP,
     LONG_KEEP,
+    budget_plan,
     llm_shape,
     long_level,
     long_listing,
     search_plans,
 )
+
+if TYPE_CHECKING:
+    from revisionllm.engine import Engine
+    from revisionllm.grounding.levels import Level
 
 PACKAGE = Path(__file__).resolve().parent
 # in the repository, or inside an installed wheel
@@ -49,6 +55,9 @@ DEMO_WEIGHTS = next(
 DEFAULT_CHECKPOINT = DEMO_WEIGHTS / "dense"
 DEFAULT_LONG_RUNS = (DEMO_WEIGHTS / "long_100", DEMO_WEIGHTS / "long_33")
 SEARCHES = ("planned", "recursive", "exhaustive")
+DEFAULT_BUDGET = 20  # windows per sentence that a foreign grounder is asked about
+ENCODER_FPS = 1.0  # rows per second where the encoder alone reads them
+BUDGET_MB = 1024  # MiB of an engine's batches
 
 
 def default_features_dir() -> Path:
@@ -111,59 +120,64 @@ def film_of(
 
 
 class Grounder:
-    """Searches films with one model and its CLIP.
+    """Searches films with engines and an encoder; `from_checkpoint` and `of_engine` make one.
 
     Args:
-        model: `model.llama.GroundingModel` of the dense stage.
-        clip: `model.clip.ClipFeatures` that its config names.
+        engines: by level name, "dense" among them.
+        config: of what answers dense windows: a run's, or a foreign grounder's profile.
+        clip: `model.clip.ClipFeatures` of the frames' features.
         run: what predictions are signed with.
+        feature_fps: feature rows per second.
         calibration: see `grounding.calibration`; None: the score is the presence.
-        long_models: models of the long stage on the same features, the coarsest first.
-        budget_mb: memory of the engine's batches in MiB.
-
-    Raises:
-        UserError: a model of `long_models` is not of the long stage, or two of them are the same
-            level.
+        long_levels: of the long stage, the coarsest first.
+        shape: of the dense run's LLM, for choosing the cheapest plan.
+        device: where the engines run, as `torch.device.type`.
+        is_foreign: dense windows are answered by another model; searches take `budget` then.
     """
 
     def __init__(
         self,
-        model,
+        engines: dict[str, Engine],
+        config,
         clip,
         *,
         run: str,
+        feature_fps: float,
         calibration=None,
-        long_models: Sequence = (),
-        budget_mb: int = 1024,
+        long_levels: Sequence[Level] = (),
+        shape=None,
+        device: str = "cpu",
+        is_foreign: bool = False,
     ) -> None:
-        from revisionllm.engine.dense import DenseEngine
-        from revisionllm.engine.segments import SegmentEngine
-
-        self.model, self.clip, self.run, self.calibration = model, clip, run, calibration
-        self.engines = {"dense": DenseEngine(model, budget_mb=budget_mb)}
-        self.long_levels = []
-        for long_model in long_models:
-            if long_model.config.stage != "long":
-                raise UserError(
-                    f"a coarse level needs a run of stage long, not {long_model.config.stage};"
-                    " scripts/demo/train_all.sh shows how they are made"
-                )
-            level = long_level(long_model.config)
-            if level.name in self.engines:
-                raise UserError(
-                    f"two long runs read {long_model.config.num_segments} segments at once;"
-                    " give one run for each number"
-                )
-            self.long_levels.append(level)
-            self.engines[level.name] = SegmentEngine(
-                long_model, budget_mb=budget_mb, **long_listing(long_model.config)
-            )
-        self._shape = llm_shape(model, [long_model.config for long_model in long_models])
+        self.engines, self.config, self.clip = engines, config, clip
+        self.run, self.feature_fps, self.calibration = run, feature_fps, calibration
+        self.long_levels, self.device = long_levels, device
+        self.is_foreign, self._shape = is_foreign, shape
 
     @property
-    def engine(self):
-        """The `DenseEngine`."""
+    def engine(self) -> Engine:
+        """The engine of the dense level."""
         return self.engines["dense"]
+
+    @classmethod
+    def of_engine(cls, engine, clip, calibration=None) -> Grounder:
+        """Another model's windows below an encoder's level.
+
+        Args:
+            engine: `engine.foreign.ForeignEngine`, or what answers dense questions, has a `profile`
+                and a `signature`.
+            clip: of the encoder.
+            calibration: of the engine's answers; None: the score is the presence.
+        """
+        return cls(
+            {"dense": engine},
+            engine.profile,
+            clip,
+            run=engine.signature,
+            feature_fps=ENCODER_FPS,
+            calibration=calibration,
+            is_foreign=True,
+        )
 
     @classmethod
     def from_checkpoint(
@@ -179,7 +193,8 @@ class Grounder:
             long_runs: run folders of the long stage, the coarsest first.
 
         Raises:
-            UserError: no run folder there, it names no CLIP, or a run of `long_runs` is another's.
+            UserError: no run folder there, it names no CLIP, or a run of `long_runs` is another's,
+                not of the long stage, or of the same level as another.
         """
         folder = Path(local(checkpoint))
         long_runs = [Path(local(run)) for run in long_runs]
@@ -188,6 +203,7 @@ class Grounder:
                 raise UserError(
                     f"{missing(str(run), 'checkpoint')}; checkpoints/README.md says what there is"
                 )
+        from revisionllm.engine.dense import DenseEngine
         from revisionllm.model.clip import load_clip
         from revisionllm.model.config import read_calibration
         from revisionllm.model.loading import load_model
@@ -206,7 +222,19 @@ class Grounder:
                 f" {clip.fingerprint()}; put the right CLIP there"
             )
         long_models = [load_model(run, device=device) for run in long_runs]
-        return cls(model, clip, run=folder.name, calibration=fitted, long_models=long_models)
+        engines: dict[str, Engine] = {"dense": DenseEngine(model, budget_mb=BUDGET_MB)}
+        levels = _add_long(engines, long_models)
+        return cls(
+            engines,
+            model.config,
+            clip,
+            run=folder.name,
+            feature_fps=model.config.feature_fps,
+            calibration=fitted,
+            long_levels=levels,
+            shape=llm_shape(model, [long_model.config for long_model in long_models]),
+            device=model.device.type,
+        )
 
     # --- films -----------------------------------------------------------------------------------
 
@@ -222,12 +250,23 @@ class Grounder:
         Raises:
             UserError: not a readable video, or the disk is full.
         """
-        fps = self.model.config.feature_fps
-        return film_of(video_path, self.clip, fps, features_dir=features_dir, progress=progress)
+        return film_of(
+            video_path,
+            self.clip,
+            self.feature_fps,
+            features_dir=features_dir,
+            progress=progress,
+        )
 
     # --- search ----------------------------------------------------------------------------------
 
-    def plans(self, duration_s: float, search: str = "planned", keep: float = DEFAULT_KEEP) -> list:
+    def plans(
+        self,
+        duration_s: float,
+        search: str = "planned",
+        keep: float = DEFAULT_KEEP,
+        budget: int = DEFAULT_BUDGET,
+    ) -> list:
         """What a search may choose from.
 
         "exhaustive": every dense window. "recursive": every level, coarse to fine: cosine, those
@@ -236,8 +275,10 @@ class Grounder:
         """
         if search not in (*SEARCHES, "pruned"):
             raise UserError(f"search {search!r} is not one of {', '.join(SEARCHES)}")
+        if self.is_foreign:
+            return [budget_plan(self.config, None if search == "exhaustive" else budget)]
         plans = search_plans(
-            self.model.config,
+            self.config,
             duration_s,
             keep=keep,
             long_levels=self.long_levels,
@@ -254,6 +295,7 @@ class Grounder:
         *,
         search: str = "planned",
         keep: float = DEFAULT_KEEP,
+        budget: int = DEFAULT_BUDGET,
         threshold: float = 0.5,
         top_k: int = 50,
         verbose: bool = False,
@@ -265,6 +307,8 @@ class Grounder:
                 or "exhaustive" (every dense window).
             keep: segments that the cosine level keeps before dense windows, times the root of their
                 number; before other levels more (`search_plans`).
+            budget: dense windows per sentence at most, for a foreign grounder that does not read
+                every window.
             threshold: a sentence is found if its best moment scores at least this.
             top_k: moments per sentence at most.
             verbose: say on stderr which plan was taken, and why.
@@ -288,12 +332,12 @@ class Grounder:
         words, features = self.clip.encode_texts(list(sentences))
         searcher = Searcher(
             self.engines,
-            self.model.config,
+            self.config,
             SearchOptions(threshold=threshold, top_k=top_k, calibration=self.calibration),
             Planner(
-                lambda duration_s: self.plans(duration_s, search, keep),
+                lambda duration_s: self.plans(duration_s, search, keep, budget),
                 self._shape,
-                self.model.device.type,
+                self.device,
                 quiet=not verbose,
             ),
             run=self.run,
@@ -304,4 +348,31 @@ class Grounder:
                 zip(sentences, words, features.numpy(), strict=True)
             )
         ]
-        return searcher.ground(film, queries)
+        found = searcher.ground(film, queries)
+        for prediction in found if self.is_foreign else ():  # known once it has answered
+            prediction.run = self.engine.signature
+        return found
+
+
+def _add_long(engines: dict[str, Engine], models: Sequence) -> list[Level]:
+    """Add the long models' engines; returns their levels (raises UserError)."""
+    from revisionllm.engine.segments import SegmentEngine
+
+    levels = []
+    for model in models:
+        config = model.config
+        if config.stage != "long":
+            raise UserError(
+                f"a coarse level needs a run of stage long, not {config.stage};"
+                " scripts/demo/train_all.sh shows how they are made"
+            )
+        level = long_level(config)
+        if level.name in engines:
+            raise UserError(
+                f"two long runs read {config.num_segments} segments at once; give one run for each"
+                " number"
+            )
+        levels.append(level)
+        listing = long_listing(config)
+        engines[level.name] = SegmentEngine(model, budget_mb=BUDGET_MB, **listing)
+    return levels

@@ -250,6 +250,33 @@ def frames_between(
         yield max(shown.start_s, start_s), end_s, shown.frame
 
 
+def frames_at(
+    path: str | os.PathLike, times_s: Sequence[float], *, size: tuple[int, int] | None = None
+) -> list[np.ndarray]:
+    """The frames on screen at rising times, decoded in one go from the first to the last.
+
+    Args:
+        size: width and height of the result; None: as displayed.
+
+    Returns:
+        uint8 [height, width, 3] per time; times behind the last frame have that one.
+
+    Raises:
+        UserError: unreadable file.
+    """
+    if not times_s:
+        return []
+    to_rgb, pictures = _RgbConverter(size), []
+    shown = None
+    for start_s, end_s, frame in frames_between(path, times_s[0], times_s[-1] + 0.1):
+        shown = _Frame(start_s, end_s, frame)
+        while len(pictures) < len(times_s) and times_s[len(pictures)] < end_s - TIME_TOLERANCE_S:
+            pictures.append(to_rgb(shown))
+    if shown is None:
+        raise UserError(f"no frame could be decoded near {times_s[0]:.1f} s: {path}")
+    return pictures + [to_rgb(shown)] * (len(times_s) - len(pictures))
+
+
 def encode_jpeg(rgb: np.ndarray, *, quality: int = 80) -> bytes:
     """JPEG file of uint8 [height, width, 3]; quality is Pillow's, 1..95."""
     from PIL import Image

@@ -117,7 +117,7 @@ def count_windows(grounder, duration_s: float) -> int:
     """How many dense windows cover a film."""
     from revisionllm.grounding.windows import dense_windows
 
-    config = grounder.model.config
+    config = grounder.config
     return len(dense_windows(duration_s, window_s=config.window_s, stride_s=config.stride_s))
 
 

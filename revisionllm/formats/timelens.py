@@ -8,7 +8,6 @@ https://github.com/TencentARC/TimeLens
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from revisionllm.formats.common import (
     read_object,
     write_document,
 )
+from revisionllm.grounding.span_texts import ranges_in
 from revisionllm.records.jsonl import (
     BadRecord,
     Problem,
@@ -33,16 +33,6 @@ from revisionllm.records.jsonl import (
 from revisionllm.records.rankings import Ranking
 
 SEPARATOR = ">>>"
-# seconds, or [hours:]minutes:seconds
-TIME = r"(?<![\d:.])((?:\d+:)?\d{1,2}:\d{2}(?:\.\d+)?|\d+(?:\.\d*)?)(?!:\d)"
-UNIT = r"\s*(?:seconds?|secs?|s)?\b"
-SPAN_TEXTS = (
-    re.compile(rf"{TIME}(?:{UNIT})?\s*(?:-|\u2013|\u2014|~|to\b)\s*{TIME}", re.IGNORECASE),
-    re.compile(rf"\bbetween\s+{TIME}(?:{UNIT})?\s+and\s+{TIME}", re.IGNORECASE),
-    re.compile(
-        rf"\bstarts?\b[^\d]{{0,20}}{TIME}(?:{UNIT})?[^\d]{{0,20}}\bends?\b[^\d]{{0,20}}{TIME}", re.I
-    ),
-)
 
 
 def read_predictions(path: Path) -> Found[Ranking]:
@@ -98,7 +88,7 @@ def _answered(value: Any) -> dict[str, Any]:
         text = value if isinstance(value, str) else _text(value)
         if not isinstance(text, str):
             raise BadRecord("neither timestamps nor an answer text")
-        rows = spans_in(text)
+        rows = [list(span) for span in ranges_in(text)]
         if not rows:
             raise BadRecord("no span in the answer")
     spans, num_reversed = predicted_rows(rows, "timestamps")
@@ -107,24 +97,6 @@ def _answered(value: Any) -> dict[str, Any]:
             "num_reversed": num_reversed
         }
     return {"spans": spans, "num_reversed": num_reversed}
-
-
-def spans_in(text: str) -> list[list[float]]:
-    """`[start_s, end_s]` pairs that an answer in words names, in the order of the text.
-
-    Seconds or clock times, joined by a dash, a tilde, "to", "between ... and ..." or
-    "starts at ... and ends at ...".
-    """
-    matches = [match for pattern in SPAN_TEXTS for match in pattern.finditer(text)]
-    matches.sort(key=lambda match: match.start())
-    return [[_seconds(match[1]), _seconds(match[2])] for match in matches]
-
-
-def _seconds(text: str) -> float:
-    total = 0.0
-    for part in text.split(":"):
-        total = 60 * total + float(part)
-    return total
 
 
 def write_predictions(

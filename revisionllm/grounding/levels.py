@@ -33,6 +33,8 @@ class Level:
             frames decide together which stretches of one stride survive (`ranking.joint_ranges`),
             named or not; in nats per unit of cosine.
         margin_s: surviving ranges are widened by it on both sides; None: one stride.
+        most_windows: dense, coarse to fine: so many windows are asked about per query at most, those
+            first that show the best of what the level before kept; None: all that it kept.
         narrow: an answer over several overlapping segments means the time they share (where the
             middle of the event must be, by how answers are trained), not all of their time.
         fill_groups: a question over fewer than a group's segments is filled up with evenly spaced
@@ -50,6 +52,7 @@ class Level:
     min_score: float | None = None
     cosine_weight: float = 0.0
     margin_s: float | None = None
+    most_windows: int | None = None
     narrow: bool = False
     fill_groups: bool = False
 
@@ -67,6 +70,8 @@ class Level:
             problems.append("a dense question has one window and no zoom")
         if self.keep_top is not None and self.keep_top < 1:
             problems.append(f"keep_top must be positive, got {self.keep_top}")
+        if self.most_windows is not None and (self.kind != "dense" or self.most_windows < 1):
+            problems.append(f"most_windows needs dense and must be positive: {self.most_windows}")
         if self.kind == "cosine" and self.keep_top is None:
             problems.append("a cosine level needs keep_top")
         if self.cosine_weight < 0:

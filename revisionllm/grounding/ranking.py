@@ -201,6 +201,8 @@ def rank(
 
     The confidence is `calibration` of the parts (presence and its log odds, entropy, support, what
     another window says, and cosine when it can be had); without a calibration it is the presence.
+    Of equal scores (models that say yes or no alone) the better supported goes first, then the
+    better cosine.
     `answers`: all that the level gave, those that name nothing among them.
     """
     if not len(found):
@@ -216,7 +218,8 @@ def rank(
     confidence = found.presence if calibration is None else calibration.confidence(parts)
     scores = confidence * found.weight * factor
     spans = found.spans_s
-    kept = suppress(spans, scores, iou_threshold=nms_iou, top_k=top_k)
+    order = np.lexsort((-parts.get("cosine", scores), -parts["support"], -scores))
+    kept = order[suppress(spans[order], scores[order], iou_threshold=nms_iou, top_k=top_k)]
     return [
         Moment(
             start_s=float(spans[i, 0]),

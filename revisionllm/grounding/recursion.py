@@ -166,7 +166,9 @@ class _Run:
             self._look(at, [at.touching(ranges[query]) for query in self.queries])
             ranges = [self._survivors(at, query) for query in self.queries]
         last = self.levels[-1]
-        self._look(last, [last.touching(ranges[query]) for query in self.queries])
+        self._look(
+            last, [self._affordable(last, q, last.touching(ranges[q])) for q in self.queries]
+        )
         self._look(last, [self._second_look(last, query) for query in self.queries])
 
     def _fine_to_coarse(self) -> None:
@@ -284,12 +286,40 @@ class _Run:
         report.ranges_s = pad_ranges(ranges, at.level.margin, self.duration_s)
         return report.ranges_s
 
+    def _affordable(self, at: _LevelRun, query: int, indices: np.ndarray) -> np.ndarray:
+        """Of the last level's windows those that `most_windows` allows, sorted.
+
+        Each range of the level before, the best first, gets the window that shows it most in the
+        middle; what is left goes to the other windows of these ranges in the same order.
+        """
+        most = at.level.most_windows
+        if most is None or indices.size <= most:
+            return indices
+        named = self.levels[at.position - 1].named[query][0] if at.position else []
+        if not named:
+            return self._best(at, query, indices, most)
+        middles = (at.starts_s + at.ends_s) / 2
+        by_range = []
+        for start_s, end_s in named:
+            touched = at.touching([(start_s, end_s)])
+            distance = np.abs(middles[touched] - (start_s + end_s) / 2)
+            by_range.append(touched[np.argsort(distance, kind="stable")].tolist())
+        chosen: dict[int, None] = {}
+        for turn in range(max(map(len, by_range))):
+            for touched in by_range:
+                if turn < len(touched) and len(chosen) < most:
+                    chosen.setdefault(touched[turn])
+        return np.array(sorted(chosen), dtype=np.int64)
+
     def _second_look(self, at: _LevelRun, query: int) -> np.ndarray:
         """Windows of the last level to try when it named nothing: the best ones not seen yet."""
         if at.named[query][0]:
             return np.zeros(0, dtype=np.int64)
         unseen = np.setdiff1d(np.arange(len(at.windows)), at.reports[query].visited)
-        best = self._best(at, query, unseen, self.fallback_top)
+        count = self.fallback_top
+        if at.level.most_windows is not None:
+            count = min(count, at.level.most_windows - len(at.reports[query].visited))
+        best = self._best(at, query, unseen, count)
         at.reports[query].fell_back = best.size > 0
         return best
 

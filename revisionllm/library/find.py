@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from revisionllm.grounder import Grounder
     from revisionllm.library.frames import FramedFilm
+    from revisionllm.library.model_file import ModelFile
 
 BEST_FILMS = 3
 Answer = tuple[Path, Prediction]  # a film, and what was found in it
@@ -31,9 +32,10 @@ class LibrarySearch:
 
     Args:
         library: the library.
-        grounder: levels above the encoder; None: the encoder alone.
+        model: whose levels stand above the library's encoder; None: the encoder alone.
         best_films: how many films those levels look at, per sentence.
-        device: of the encoder.
+        device: of the models.
+        options: of `Grounder.ground`, for those levels.
 
     Raises:
         UserError: the library is empty or damaged, or its encoder is not there any more.
@@ -42,12 +44,14 @@ class LibrarySearch:
     def __init__(
         self,
         library: Library,
-        grounder: Grounder | None = None,
+        model: ModelFile | None = None,
         *,
         best_films: int = BEST_FILMS,
         device: str = "auto",
+        options: dict[str, Any] | None = None,
     ) -> None:
-        self.library, self.grounder, self.best_films = library, grounder, best_films
+        self.library, self.best_films = library, best_films
+        self.options = options or {}
         self.known = library.films()
         if not self.known:
             raise UserError(
@@ -65,6 +69,13 @@ class LibrarySearch:
                 f"{library.folder} was made by encoder {library.fingerprint}, {library.encoder} is"
                 f" {self.clip.fingerprint()}; put the old one back, or index the films again"
             )
+        self.grounder: Grounder | None = None
+        if model is not None:
+            from revisionllm.library.model_file import open_levels
+
+            self.grounder = open_levels(
+                model, clip=self.clip, device=device, kept_in=library.folder
+            )
 
     def find(
         self,
@@ -73,7 +84,6 @@ class LibrarySearch:
         threshold: float = 0.5,
         top_k: int = 5,
         among: Sequence[int] | None = None,
-        **options: Any,
     ) -> list[list[Answer]]:
         """The best moments of every sentence.
 
@@ -81,7 +91,6 @@ class LibrarySearch:
             threshold: a sentence is found in a film if its best moment there scores at least this.
             top_k: moments per sentence at most, of all films together.
             among: numbers of the films to search, in `films`; None: all.
-            options: of `Grounder.ground`, where there are levels above.
 
         Returns:
             Per sentence its films, the best first, each with its share of the moments.
@@ -92,8 +101,7 @@ class LibrarySearch:
         features = encoded.numpy()
         among = range(len(self.films)) if among is None else among
         if self.grounder is not None:
-            options |= {"threshold": threshold, "top_k": top_k}
-            return self._above(sentences, features, among, **options)
+            return self._above(sentences, features, among, threshold, top_k)
         found = search_films(
             [self.films[at] for at in among],
             sentences,
@@ -110,9 +118,8 @@ class LibrarySearch:
         sentences: Sequence[str],
         features: np.ndarray,
         among: Sequence[int],
-        *,
+        threshold: float,
         top_k: int,
-        **options: Any,
     ) -> list[list[Answer]]:
         """Ask the levels above about each sentence in the films that look best."""
         from revisionllm.library.frames import find_moments
@@ -129,17 +136,19 @@ class LibrarySearch:
         for at, numbers in asked.items():
             film = self.known[at]
             texts = [sentences[number] for number in numbers]
-            for number, answer in zip(numbers, self._ask(film, texts, top_k, options), strict=True):
+            found = self._ask(film, texts, threshold, top_k)
+            for number, answer in zip(numbers, found, strict=True):
                 answer.qid = f"{answer.vid}_{number:03d}"
                 answers[number].append((film.path, answer))
         return [best_of(row, top_k) for row in answers]
 
     def _ask(
-        self, film: LibraryFilm, sentences: list[str], top_k: int, options: dict[str, Any]
+        self, film: LibraryFilm, sentences: list[str], threshold: float, top_k: int
     ) -> list[Prediction]:
         grounder = self.grounder
-        opened = self.library.film(film, grounder.clip, grounder.model.config.feature_fps)
-        found = grounder.ground(opened, sentences, top_k=top_k, **options)
+        opened = self.library.film(film, grounder.clip, grounder.feature_fps)
+        options = self.options | {"threshold": threshold, "top_k": top_k}
+        found = grounder.ground(opened, sentences, **options)
         rows = opened.features
         print(f"{film.path}: read {rows.num_read} of {len(rows)} frames", file=sys.stderr)
         return found

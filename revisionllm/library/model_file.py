@@ -4,7 +4,8 @@
 
 `encoder` is anything that `--model` takes; `dense` and `long` are run folders (the coarsest long
 run first) or hf: references. Folders count from the file's own. Without `dense` the encoder stands
-alone.
+alone, or above another model: `{"encoder": ..., "grounder": "http://host:port/v1#model",
+"profile": "mine.toml"}` (docs/grounders.md).
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from revisionllm.data.video_file import is_rendered
 from revisionllm.errors import UserError
 from revisionllm.files import read_json
 from revisionllm.grounder import DEMO_WEIGHTS
 from revisionllm.model.hub import PREFIX, check_encoder, is_reference, local
+
+if TYPE_CHECKING:
+    from revisionllm.grounder import Grounder
+    from revisionllm.model.clip import ClipFeatures
 
 NAME = "model.json"
 CLIP_PREFIX = "clip:"
@@ -38,11 +44,55 @@ class ModelFile:
         encoder: what `model.clip.load_clip` is given.
         dense: run folder; None: an encoder alone.
         long: run folders, the coarsest first.
+        grounder, profile: another model for dense windows, and the file that says how it is asked.
+        folder: of the `model.json`; a grounder's `calibration.json` lies beside it.
     """
 
     encoder: str
     dense: str | None = None
     long: tuple[str, ...] = ()
+    grounder: str | None = None
+    profile: Path | None = None
+    folder: Path | None = None
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nothing stands below the encoder."""
+        return self.dense is None and self.grounder is None
+
+
+def open_levels(
+    model: ModelFile,
+    *,
+    clip: ClipFeatures | None = None,
+    device: str = "auto",
+    kept_in: Path | None = None,
+) -> Grounder:
+    """What searches dense windows for a model that is not alone.
+
+    Args:
+        clip: above another model's windows; None: the model's own encoder.
+        kept_in: folder of that model's answers, which are asked for once; None: where features are
+            kept.
+
+    Raises:
+        UserError: a run is damaged, or the other model is not there.
+    """
+    from revisionllm.grounder import Grounder, default_features_dir
+
+    if model.grounder is None:
+        return Grounder.from_checkpoint(model.dense, long_runs=model.long, device=device)
+    from revisionllm.engine.foreign import make_engine
+    from revisionllm.model.config import read_calibration
+
+    kept = (kept_in or default_features_dir()) / "grounder_answers.sqlite"
+    engine = make_engine(model.grounder, profile=model.profile, kept=kept, device=device)
+    if clip is None:
+        from revisionllm.model.clip import load_clip
+
+        clip = load_clip(model.encoder, device=device)
+    calibration = read_calibration(model.folder) if model.folder else None
+    return Grounder.of_engine(engine, clip, calibration)
 
 
 def read_model(name: str) -> ModelFile:
@@ -112,12 +162,17 @@ def _read(folder: Path) -> ModelFile:
     path = folder / NAME
     about = read_json(path, kind=dict)
     encoder, dense, long = about.get("encoder"), about.get("dense"), about.get("long", [])
-    unknown = sorted(about.keys() - {"encoder", "dense", "long", "made_by"})
+    grounder, profile = about.get("grounder"), about.get("profile")
+    known = ("encoder", "dense", "long", "grounder", "profile")
+    unknown = sorted(about.keys() - {*known, "made_by"})
     is_list = isinstance(long, list) and all(isinstance(run, str) for run in long)
     if unknown:
-        raise UserError(f"{path}: unknown entry {unknown[0]!r}; there are encoder, dense, long")
-    if not isinstance(encoder, str) or not is_list or not isinstance(dense, str | None):
-        raise UserError(f"{path}: encoder and dense must be texts, long a list of texts")
+        raise UserError(f"{path}: unknown entry {unknown[0]!r}; there are {', '.join(known)}")
+    are_texts = all(isinstance(value, str | None) for value in (dense, grounder, profile))
+    if not isinstance(encoder, str) or not is_list or not are_texts:
+        raise UserError(f"{path}: long must be a list of texts, the others texts")
+    if grounder and dense:
+        raise UserError(f"{path}: dense and grounder: give one of them")
     if encoder != "demo" and not encoder.startswith((CLIP_PREFIX, PREFIX)):
         raise UserError(f"{path}: encoder is demo, clip:NAME:TAG, clip:FOLDER or hf:owner/name")
     if long and dense is None:
@@ -134,4 +189,7 @@ def _read(folder: Path) -> ModelFile:
     for run in runs:
         if not Path(run).exists():
             raise UserError(f"{path}: no run {run}; checkpoints/README.md says what makes one")
+    if grounder is not None:
+        where = folder / profile if profile else None
+        return ModelFile(found, grounder=grounder, profile=where, folder=folder)
     return ModelFile(found, *([runs[0], tuple(runs[1:])] if runs else []))

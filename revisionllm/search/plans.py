@@ -24,6 +24,7 @@ from revisionllm.search.cost import (
 )
 
 SEGMENTS_PER_WINDOW = 4  # the cosine level cuts a window into this many segments
+BUDGET_SEGMENT_S = 10.0  # of the cosine level under a budget of windows, which may be long
 DEFAULT_KEEP = 1.5  # segments kept per square root of their number
 LONG_KEEP = 2.0  # ranges that the finest long level keeps per square root of its segments' number
 COARSER_KEEPS = 2.0  # times as many ranges as the next finer level, where long levels keep ranges
@@ -102,6 +103,23 @@ def cosine_level(config, duration_s: float, keep: float = DEFAULT_KEEP) -> Level
     stride_s = segment_s / 2
     top = _survivors(keep, duration_s, stride_s)
     return Level("cosine", "cosine", segment_s, stride_s, keep_top=top, margin_s=0.0)
+
+
+def budget_plan(config, budget: int | None) -> Plan:
+    """Text-frame cosine of short segments, then so many dense windows per sentence; None: every
+    window.
+
+    Args:
+        config: names the windows, in `window_s` and `stride_s`.
+    """
+    dense = Level("dense", "dense", config.window_s, config.stride_s, most_windows=budget)
+    if budget is None:
+        return Plan("exhaustive", (dense,), "exhaustive")
+    segment_s = min(BUDGET_SEGMENT_S, config.window_s)
+    # neighbouring segments fall into one window
+    keep = budget * max(1, math.ceil(config.window_s / segment_s))
+    cosine = Level("cosine", "cosine", segment_s, segment_s / 2, keep_top=keep, margin_s=0.0)
+    return Plan("budget", (cosine, dense), "coarse_to_fine")
 
 
 def _survivors(keep: float, duration_s: float, stride_s: float) -> int:

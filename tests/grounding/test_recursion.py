@@ -187,8 +187,11 @@ def test_segments_only(num_segments, zooms):
     duration_s=st.floats(0.04, 4000),
     seed=st.integers(0, 2**31),
     fallback_top=st.integers(0, 6),
+    most_windows=st.sampled_from([None, 1, 3, 20]),
 )
-def test_random_predictors_end(levels, order, duration_s, seed, fallback_top):
+def test_random_predictors_end(levels, order, duration_s, seed, fallback_top, most_windows):
+    if order == "coarse_to_fine":
+        levels[-1] = dataclasses.replace(levels[-1], most_windows=most_windows)
     rng = np.random.default_rng(seed)
     calls = []
 
@@ -214,6 +217,8 @@ def test_random_predictors_end(levels, order, duration_s, seed, fallback_top):
     check_visits(calls, levels)
     for result in results:
         check_result(result, duration_s, levels)
+        visited = len(result.levels[-1].visited)
+        assert levels[-1].most_windows is None or visited <= levels[-1].most_windows
         assert len(result.moments) <= 5
 
 
@@ -491,3 +496,19 @@ def test_results_are_plain_data():
     oracle = Oracle([(100.0, 110.0)])
     result = search(3600.0, [COSINE, LONG_33, DENSE], oracle, cosine=oracle.cosine)
     json.dumps(dataclasses.asdict(result))
+
+
+def test_few_windows_go_to_the_best_ranges_first() -> None:
+    """Each range gets the window that shows it most in the middle, then the others in turn."""
+    dense = dataclasses.replace(DENSE, most_windows=3)
+    cosine = Level("cosine", "cosine", 12.0, 12.0, keep_top=4, margin_s=0.0)
+    oracle = Oracle([(1810.0, 1815.0)])
+    marks = {600.0: 0.9, 1800.0: 0.7, 2400.0: 0.8}
+
+    def score(query, spans_s):
+        return np.array([marks.get(round(float(start)), 0.0) for start in spans_s[:, 0]])
+
+    result = search(3600.0, [cosine, dense], oracle, cosine=score)
+    starts = [dense.grid(3600.0)[index].start_s for index in result.levels[-1].visited]
+    assert starts == [570.0, 1770.0, 2370.0]  # of two that touch a range the one around its middle
+    assert result.found and result.cost.dense_windows == 3

@@ -19,7 +19,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -154,6 +154,9 @@ class Prompt:
     text: str
 
 
+Asked = tuple[Window, str]  # and the sentence
+
+
 @dataclass(frozen=True)
 class Reply:
     """What a model said.
@@ -176,14 +179,16 @@ class Asker(Protocol):
 
     Attributes:
         name: what the model is known by; answers are kept under it.
-        in_flight: prompts that it takes at a time.
+        in_flight: calls that it takes at a time.
+        batch: prompts of a call.
     """
 
     name: str
     in_flight: int
+    batch: int
 
-    def ask(self, prompt: Prompt, *, tokens: int, yes_no: bool) -> Reply:
-        """Raises Lost for a request that got no answer, UserError if no other can get one."""
+    def ask(self, prompts: Sequence[Prompt], *, tokens: int, yes_no: bool) -> list[Reply]:
+        """Raises Lost for a call that got no answer, UserError if no other can get one."""
         ...
 
 
@@ -263,100 +268,117 @@ class ForeignEngine:
         if film.video_path is None:
             raise UserError(f"film {film.vid!r}: a grounder needs the film's file")
         started = time.perf_counter()
-        answers: list[WindowAnswer | None] = [None] * len(questions)
         order = sorted(range(len(questions)), key=lambda at: questions[at].window.index)
-        identity = film.key or str(film.video_path)
-        lost: list[str] = []
-
-        def one(at: int) -> WindowAnswer:
-            question = questions[at]
-            sentence = queries[question.query].sentence
-            return self._one(film, identity, question.window, sentence, lost)
-
+        asked = [(questions[at].window, queries[questions[at].query].sentence) for at in order]
+        keys = [self._key(film, window, sentence) for window, sentence in asked]
+        found = [self._kept.get(key) for key in keys]
+        waiting = [at for at, known in enumerate(found) if known is None]
+        size, lost = self.asker.batch, []
+        pieces = [waiting[first : first + size] for first in range(0, len(waiting), size)]
         pool = ThreadPoolExecutor(self.asker.in_flight)
         try:
-            waiting = {pool.submit(one, at): at for at in order}
-            with tqdm(total=len(order), unit="window", desc="grounder", file=sys.stderr) as bar:
-                for done in as_completed(waiting):
-                    answers[waiting[done]] = done.result()
-                    bar.update()
+            calls = {
+                pool.submit(
+                    self._ask, film, [asked[at] for at in piece], [keys[at] for at in piece], lost
+                ): piece
+                for piece in pieces
+            }
+            with tqdm(total=len(waiting), unit="window", desc="grounder", file=sys.stderr) as bar:
+                for done in as_completed(calls):
+                    for at, told in zip(calls[done], done.result(), strict=True):
+                        found[at] = told
+                        bar.update()
         finally:  # a grounder that is gone stops all, also those that wait
             pool.shutdown(cancel_futures=True)
+        if lost and len(lost) == len(questions):
+            raise UserError(f"grounder {self.asker.name} answers nothing ({lost[0]})")
         if lost:
             print(
                 f"{len(lost)} of {len(questions)} windows got no answer ({lost[0]}); run again to"
                 " ask for them alone",
                 file=sys.stderr,
             )
+        answers: list[WindowAnswer | None] = [None] * len(questions)
+        for at, (window, _), told in zip(order, asked, found, strict=True):
+            self.how[told["how"]] += 1
+            step_s = (window.end_s - window.start_s) / self.profile.frames_per_window
+            answers[at] = to_answer(window, film.duration_s, told["text"], told["presence"], step_s)
         self.cost.seconds += time.perf_counter() - started
         return answers
 
-    def _one(
-        self, film: Film, identity: str, window: Window, sentence: str, lost: list[str]
-    ) -> WindowAnswer:
-        key = json_digest(
-            [
-                self.asker.name,
-                asdict(self.profile),
-                identity,
-                window.start_s,
-                window.end_s,
-                sentence,
-            ]
-        )
-        found = self._kept.get(key)
-        if found is None:
-            try:
-                found = self._asked(film, window, sentence)
-            except Lost as error:
-                with self._lock:
-                    lost.append(str(error))
-                    self.how[NO_ANSWER] += 1
-                    self._lost_in_a_row += 1
-                    if self._lost_in_a_row >= LOST_IN_A_ROW:
-                        raise UserError(
-                            f"grounder {self.asker.name} answers no more ({error}); what it said is"
-                            " kept: run the command again to go on"
-                        ) from error
-                return WindowAnswer(window.index, window.start_s, window.end_s, "", (), 0.0)
+    def _key(self, film: Film, window: Window, sentence: str) -> str:
+        identity = film.key or str(film.video_path)
+        asked = [identity, window.start_s, window.end_s, sentence]
+        return json_digest([self.asker.name, asdict(self.profile), *asked])
+
+    def _ask(
+        self, film: Film, asked: Sequence[Asked], keys: Sequence[str], lost: list[str]
+    ) -> list[dict[str, Any]]:
+        """Ask about some windows, and keep what is said."""
+        try:
+            told = self._told(film, asked)
+        except Lost as error:
             with self._lock:
-                self._lost_in_a_row = 0
-                self.cost.prefixes += 1
-            self._kept.put(key, found)
+                lost += [str(error)] * len(asked)
+                self._lost_in_a_row += 1
+                if self._lost_in_a_row >= LOST_IN_A_ROW:
+                    raise UserError(
+                        f"grounder {self.asker.name} answers no more ({error}); what it said is"
+                        " kept: run the command again to go on"
+                    ) from error
+            return [{"text": "", "presence": 0.0, "how": NO_ANSWER} for _ in asked]
         with self._lock:
-            self.how[found["how"]] += 1
-        step_s = (window.end_s - window.start_s) / self.profile.frames_per_window
-        return to_answer(window, film.duration_s, found["text"], found["presence"], step_s)
+            self._lost_in_a_row = 0
+            self.cost.prefixes += len(asked)
+        for key, one in zip(keys, told, strict=True):
+            self._kept.put(key, one)
+        return told
 
-    def _asked(self, film: Film, window: Window, sentence: str) -> dict[str, Any]:
-        """The model's text about a window, presence, and how that was found out."""
-        profile, presence, how = self.profile, None, "answer"
+    def _told(self, film: Film, asked: Sequence[Asked]) -> list[dict[str, Any]]:
+        """Per window the model's text, presence, and how that was found out."""
+        profile = self.profile
+        told: list[dict[str, Any]] = [
+            {"text": "", "presence": None, "how": "answer"} for _ in asked
+        ]
         if profile.presence:
-            text = profile.presence.replace("{query}", sentence)
-            reply = self.asker.ask(self._prompt(film, window, text), tokens=4, yes_no=True)
-            said = _yes_or_no(reply.text)
-            if reply.yes is not None:
-                presence, how = reply.yes, "logprobs"
-            elif said is not None:
-                presence, how = float(said), "yes_no"
-            if presence is not None and presence < EXPLORE:
-                return {"text": "", "presence": presence, "how": how}
-        text = profile.question.replace("{query}", sentence)
-        prompt = self._prompt(film, window, text)
-        reply = self.asker.ask(prompt, tokens=profile.answer_tokens, yes_no=False)
-        if presence is None:
-            presence = float(bool(read_spans(reply.text)))
-        return {"text": reply.text, "presence": presence, "how": how}
+            replies = self._replies(film, asked, profile.presence, tokens=4, yes_no=True)
+            for one, reply in zip(told, replies, strict=True):
+                said = _yes_or_no(reply.text)
+                if reply.yes is not None:
+                    one |= {"presence": reply.yes, "how": "logprobs"}
+                elif said is not None:
+                    one |= {"presence": float(said), "how": "yes_no"}
+        likely = [
+            at
+            for at, one in enumerate(told)
+            if one["presence"] is None or one["presence"] > EXPLORE
+        ]
+        if likely:
+            asked = [asked[at] for at in likely]
+            replies = self._replies(film, asked, profile.question, tokens=profile.answer_tokens)
+            for at, reply in zip(likely, replies, strict=True):
+                told[at]["text"] = reply.text
+                if told[at]["presence"] is None:
+                    told[at]["presence"] = float(bool(read_spans(reply.text)))
+        return told
 
-    def _prompt(self, film: Film, window: Window, text: str) -> Prompt:
+    def _replies(
+        self, film: Film, asked: Sequence[Asked], text: str, *, tokens: int, yes_no: bool = False
+    ) -> list[Reply]:
+        prompts = []
+        for window, sentence in asked:
+            shown = self._shown(film, window)
+            prompts.append(replace(shown, text=text.replace("{query}", sentence).strip()))
+        return self.asker.ask(prompts, tokens=tokens, yes_no=yes_no)
+
+    def _shown(self, film: Film, window: Window) -> Prompt:
         key = (film.video_path, window)
         with self._lock:  # one thread reads a window's pictures, the others wait for them
             if key not in self._pictures:
                 self._pictures[key] = self._read(film, window)
                 while len(self._pictures) > KEPT_WINDOWS:
                     self._pictures.popitem(last=False)
-            shown = self._pictures[key]
-        return Prompt(shown.stamps, shown.jpegs, text.strip())
+            return self._pictures[key]
 
     def _read(self, film: Film, window: Window) -> Prompt:
         from revisionllm.data.video import encode_jpeg, frames_at, probe

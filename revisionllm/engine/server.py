@@ -10,6 +10,7 @@ import base64
 import importlib.util
 import math
 import os
+from collections.abc import Sequence
 
 from revisionllm.engine.foreign import Lost, Prompt, Reply
 from revisionllm.errors import UserError
@@ -31,6 +32,8 @@ class ServerAsker:
     Raises:
         UserError: `openai` is not installed, or no server answers there.
     """
+
+    batch = 1
 
     def __init__(
         self, url: str, model: str, *, timeout_s: float = TIMEOUT_S, retries: int = RETRIES
@@ -57,8 +60,11 @@ class ServerAsker:
         except (openai.OpenAIError, ValueError):
             pass  # a server without a list of models; the first question will tell
 
-    def ask(self, prompt: Prompt, *, tokens: int, yes_no: bool) -> Reply:
-        """Ask the server."""
+    def ask(self, prompts: Sequence[Prompt], *, tokens: int, yes_no: bool) -> list[Reply]:
+        """Ask the server, one prompt after the other."""
+        return [self._ask(prompt, tokens, yes_no) for prompt in prompts]
+
+    def _ask(self, prompt: Prompt, tokens: int, yes_no: bool) -> Reply:
         openai = self._openai
         options = {}
         if yes_no and self._tells_logprobs:
@@ -77,7 +83,7 @@ class ServerAsker:
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             if not options:
                 raise Lost(_line(error)) from error
-            reply = self.ask(prompt, tokens=tokens, yes_no=False)
+            reply = self._ask(prompt, tokens, False)
             self._tells_logprobs = False  # without them it answers: never ask for them again
             return reply
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:

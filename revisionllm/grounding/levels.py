@@ -33,8 +33,8 @@ class Level:
             frames decide together which stretches of one stride survive (`ranking.joint_ranges`),
             named or not; in nats per unit of cosine.
         margin_s: surviving ranges are widened by it on both sides; None: one stride.
-        most_windows: dense, coarse to fine: so many windows are asked about per query at most, those
-            first that show the best of what the level before kept; None: all that it kept.
+        most_windows: dense, coarse to fine: how many windows are asked about per query at most,
+            those first that show the best of what the level before kept; None: all it kept.
         narrow: an answer over several overlapping segments means the time they share (where the
             middle of the event must be, by how answers are trained), not all of their time.
         fill_groups: a question over fewer than a group's segments is filled up with evenly spaced

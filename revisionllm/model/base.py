@@ -103,6 +103,11 @@ def choose_attention(attention: str, device: torch.device, dtype: torch.dtype) -
     return "sdpa"
 
 
+def dtype_argument() -> str:
+    """What `from_pretrained` calls the dtype: transformers 4.56 renamed it."""
+    return "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
+
+
 def load_base(base: str, *, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
     """Load an LLM; every weight must be in the file and used.
 
@@ -112,20 +117,18 @@ def load_base(base: str, *, dtype: torch.dtype, attention: str = "sdpa") -> PreT
     """
     location, extra = _location(base)
     config = llm_config(base)
-    # transformers 4.56 renamed the argument
-    dtype_name = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
     with reading(f"cannot load base {base}", GET_BASE):
         llm, info = AutoModelForCausalLM.from_pretrained(
             location,
             **extra,
             config=config,
-            **{dtype_name: dtype},
+            **{dtype_argument(): dtype},
             attn_implementation=attention,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they are reported below, with everything else
             **SAFE,
         )
-    _check_loading(base, info)
+    check_loading(base, info)
     # the file's own sampling settings play no part: decoding is greedy
     llm.generation_config = GenerationConfig(
         bos_token_id=llm.config.bos_token_id, eos_token_id=llm.config.eos_token_id
@@ -275,7 +278,7 @@ def refuse_own_code(
             )
 
 
-def _check_loading(base: str, info: dict[str, Any]) -> None:
+def check_loading(base: str, info: dict[str, Any]) -> None:
     unexpected = [key for key in info["unexpected_keys"] if not key.endswith(IGNORED_SUFFIX)]
     parts = []
     for name, keys in (

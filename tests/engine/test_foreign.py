@@ -146,6 +146,7 @@ def test_a_server_that_goes_away_ends_the_run_and_the_rerun_goes_on(
     kept = tmp_path / "kept.sqlite"
     stub.misbehave = lambda number: "die" if number > 10 else None
     engine = engine_of(stub, profile, kept, retries=0)
+    engine.asker.in_flight = 2
     with pytest.raises(UserError, match=r"answers no more.*run the command again"):
         ask(engine, film_path)
     done = engine.cost.prefixes
@@ -154,6 +155,12 @@ def test_a_server_that_goes_away_ends_the_run_and_the_rerun_goes_on(
     again = engine_of(stub, profile, kept)
     assert found(ask(again, film_path)) == RIGHT
     assert again.cost.prefixes == 19 - done
+
+
+def test_no_answer_at_all_is_not_absence(stub, profile, film_path):
+    stub.misbehave = lambda number: "500"
+    with pytest.raises(UserError, match=r"answers nothing .*fault 500"):
+        ask(engine_of(stub, profile, retries=0), film_path, count=3)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +192,7 @@ def test_who_is_not_there_and_who_wants_a_key(stub, profile, monkeypatch):
 def _ask_once(engine: ForeignEngine) -> str:
     from revisionllm.engine.foreign import Prompt
 
-    return engine.asker.ask(Prompt((), (), "When?"), tokens=4, yes_no=False).text
+    return engine.asker.ask([Prompt((), (), "When?")], tokens=4, yes_no=False)[0].text
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "predictions", metavar="PRED", help="predictions of validation queries: run, folder or file"
     )
-    add("--checkpoint", required=True, help="run folder that gets calibration.json")
+    add("--checkpoint", required=True, help="run or model folder that gets calibration.json")
     add("--data_path", nargs="+", help="of a run: the annotations whose predictions are meant")
+    add(
+        "--gt",
+        dest="ground_truth",
+        help="annotations that say what is true, by film and sentence, where the predictions do not"
+        " (those of `find --json`)",
+    )
     add("--parts", nargs="+", help=f"score parts; unset: those there are of {', '.join(PARTS)}")
     add("--iou", type=float, default=RIGHT_IOU, help="a moment is right from here on (%(default)s)")
     add("--overwrite", action="store_true", help="replace an existing calibration.json")
@@ -172,6 +178,24 @@ def _check_parts(predictions: Sequence[Prediction], parts: Sequence[str]) -> Non
                 raise UserError(f"query {prediction.qid}: its moments have no {missing}; --parts")
 
 
+def fill_in_truth(predictions: Sequence[Prediction], annotations: str) -> None:
+    """Give predictions without ground truth that of annotations of the same film and sentence.
+
+    Raises:
+        UserError: the annotations know none of them.
+    """
+    from revisionllm.formats import registry
+
+    queries, _ = registry.read_queries(annotations)
+    truth = {(q.vid, q.query): q.spans.tolist() for q in queries if q.labelled}
+    unknown = [p for p in predictions if p.gt is None]
+    for prediction in unknown:
+        prediction.gt = truth.get((prediction.vid, prediction.query))
+    if unknown and all(prediction.gt is None for prediction in unknown):
+        first = f"{unknown[0].vid}: {unknown[0].query!r}"
+        raise UserError(f"{annotations} knows none of the predictions' sentences, such as {first}")
+
+
 def write_calibration(calibration: LogisticCalibration, checkpoint: str | Path) -> Path:
     """Write `<checkpoint>/calibration.json` atomically."""
     path = Path(checkpoint) / "calibration.json"
@@ -190,6 +214,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{path} is there already; --overwrite replaces it")
     files, _ = find_predictions(args.predictions, args.data_path)
     predictions = [p for file in files for p in read_predictions(file) if p.status == "ok"]
+    if args.ground_truth:
+        fill_in_truth(predictions, args.ground_truth)
     parts = args.parts or parts_in(predictions)
     settings = {"parts": parts, "iou": args.iou}
     fitted = fit(predictions, **settings)

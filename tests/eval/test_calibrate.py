@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -75,3 +77,32 @@ def test_an_existing_file_is_replaced_only_on_request(tmp_path, capsys):
     assert main([*argv, "--iou", "0.9"]) == 2
     assert (tmp_path / "calibration.json").read_text() == before
     assert main([*argv, "--overwrite"]) == 0
+
+
+def test_truth_of_annotations_by_film_and_sentence(tmp_path, capsys):
+    """What `find --json` printed, which knows no truth, fits as predictions that know it."""
+    known = made(40, absent=True)
+    for number, prediction in enumerate(known):
+        prediction.query = f"sentence {number}"
+    unknown = [replace(prediction, gt=None) for prediction in known]
+    write_predictions(tmp_path / "known.jsonl", known)
+    write_predictions(tmp_path / "unknown.jsonl", unknown)
+    rows = ["vid,query,start,end,duration"]
+    for p in known:
+        rows += [f"{p.vid},{p.query},{a},{b},1000" for a, b in p.gt or [("", "")]]
+    (tmp_path / "truth.csv").write_text("\n".join(rows))
+    fitted = []
+    for name in ("known", "unknown"):
+        folder = tmp_path / name
+        folder.mkdir()
+        argv = ["eval", "calibrate", str(tmp_path / f"{name}.jsonl"), "--checkpoint", str(folder)]
+        assert (
+            main([*argv, *(["--gt", str(tmp_path / "truth.csv")] if name == "unknown" else [])])
+            == 0
+        )
+        fitted.append((folder / "calibration.json").read_text())
+    assert fitted[0] == fitted[1]
+    (tmp_path / "truth.csv").write_text("vid,query,start,end,duration\nx,y,1,2,3\n")
+    argv = ["eval", "calibrate", str(tmp_path / "unknown.jsonl"), "--checkpoint", str(tmp_path)]
+    assert main([*argv, "--gt", str(tmp_path / "truth.csv")]) == 2
+    assert "knows none of the predictions' sentences" in capsys.readouterr().err

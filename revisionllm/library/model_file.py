@@ -170,7 +170,7 @@ def _read(folder: Path) -> ModelFile:
         raise UserError(f"{path}: unknown entry {unknown[0]!r}; there are {', '.join(known)}")
     are_texts = all(isinstance(value, str | None) for value in (dense, grounder, profile))
     if not isinstance(encoder, str) or not is_list or not are_texts:
-        raise UserError(f"{path}: its entries must be texts, long a list of them; encoder is needed")
+        raise UserError(f"{path}: encoder (needed) and the others must be texts, long a list")
     if grounder and dense:
         raise UserError(f"{path}: dense and grounder: give one of them")
     if encoder != "demo" and not encoder.startswith((CLIP_PREFIX, PREFIX)):

@@ -166,7 +166,7 @@ def test_model_files(tmp_path, capsys, monkeypatch) -> None:
 
     assert "encoder is demo, clip:NAME:TAG" in told({"encoder": "ViT-B-32"})
     assert "must be texts" in told({"dense": "run"})
-    assert "must be texts" in told({"encoder": "demo", "long": "run"})
+    assert "long a list" in told({"encoder": "demo", "long": "run"})
     assert "unknown entry 'sparse'" in told({"encoder": "demo", "sparse": "run"})
     assert "no run" in told({"encoder": "demo", "dense": "nowhere"})
     assert "need a dense one" in told({"encoder": "demo", "long": ["run"]})

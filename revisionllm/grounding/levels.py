@@ -188,7 +188,7 @@ class Moment:
     """A ranked span in seconds of the film; higher `score` is better.
 
     `parts` holds what the score was made of (presence, entropy, cosine); `level` is the level that
-    proposed it.
+    proposed it; `said` what is said then, where the level is words.
     """
 
     start_s: float
@@ -196,6 +196,7 @@ class Moment:
     score: float
     parts: dict[str, float] = field(default_factory=dict)
     level: str = ""
+    said: str | None = None
 
 
 @dataclass

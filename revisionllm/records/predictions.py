@@ -1,7 +1,7 @@
 """The one prediction schema: append-only JSONL, one query per line.
 
     {"schema": 1, "qid": str, "vid": str, "query": str, "duration_s": float, "found": bool,
-     "moments": [{"start_s", "end_s", "score", "parts": {...}, "level"}],
+     "moments": [{"start_s", "end_s", "score", "parts": {...}, "level", "said" (of words alone)}],
      "cost": {"dense_windows", "segments", "llm_tokens", "seconds"},
      "status": "ok" | "failed", "reason": str | null, "run": str, "gt": [[s, e]] | null}
 
@@ -67,7 +67,7 @@ class Prediction:
             "query": self.query,
             "duration_s": self.duration_s,
             "found": self.found,
-            "moments": [_fields(moment, MOMENT_FIELDS) for moment in self.moments],
+            "moments": [_moment_fields(moment) for moment in self.moments],
             "cost": _fields(self.cost, COST_FIELDS),
             "status": self.status,
             "reason": self.reason,
@@ -248,6 +248,11 @@ def _fields(item: Moment | Cost | WindowAnswer, names: Sequence[str]) -> dict[st
     return {name: getattr(item, name) for name in names}
 
 
+def _moment_fields(moment: Moment) -> dict[str, Any]:
+    said = {} if moment.said is None else {"said": moment.said}
+    return _fields(moment, MOMENT_FIELDS) | said
+
+
 def _typed(record: dict[str, Any], name: str, kind: type) -> Any:
     value = record.get(name)
     if type(value) is not kind:
@@ -264,7 +269,8 @@ def _moment(row: Any) -> Moment:
     if not isinstance(parts, dict):
         raise BadRecord("parts of a moment must be an object")
     parts = {name: number_field(parts, name) for name in parts if parts[name] is not None}
-    return Moment(*span.tolist(), parts=parts, level=optional_text(row, "level") or "")
+    level, said = optional_text(row, "level") or "", optional_text(row, "said")
+    return Moment(*span.tolist(), parts=parts, level=level, said=said)
 
 
 def _cost(row: Any) -> Cost:

@@ -1,0 +1,390 @@
+"""What is said in films, searched: by words (BM25) and, where there is one, by a sentence encoder.
+
+Lines of subtitles are joined to passages, which end with a sentence or a pause. Both searches
+propose passages; a calibration of what the two say gives each a probability, and moments of
+passages and of pictures are ranked together by their probabilities. Raw scores are never added.
+
+Everything is in one SQLite file, whose FTS5 keeps the words (https://sqlite.org/fts5.html, porter
+stems, BM25: https://doi.org/10.1561/1500000019).
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from revisionllm.data.subtitles import Line, lines_of, sidecars
+from revisionllm.errors import UserError
+from revisionllm.files import json_digest
+from revisionllm.grounding.calibration import Calibration, from_dict
+from revisionllm.grounding.levels import Moment
+from revisionllm.grounding.scores import suppress
+from revisionllm.records.predictions import Prediction
+
+if TYPE_CHECKING:
+    from revisionllm.model.sentences import SentenceEncoder
+
+LEVEL = "words"
+FILE = "words.sqlite"
+PASSAGE_S, PAUSE_S = 15.0, 1.0  # a passage's length at most, and the pause that ends it
+ENDS = (".", "!", "?", "…", '."', '!"', '?"', "\u3002", "\uff01", "\uff1f")
+PROPOSED = 40  # passages that each search proposes, per sentence
+SAME_IOU = 0.5  # moments that overlap by more are one
+FORMAT = 1
+TOKENS = "porter unicode61 remove_diacritics 2"
+CALIBRATIONS = {True: "words_by_both.json", False: "words_by_bm25.json"}  # by: an encoder is there
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Something said in a film, in seconds of it."""
+
+    film_id: str
+    start_s: float
+    end_s: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Said:
+    """A passage that may be meant.
+
+    Attributes:
+        parts: `coverage`, the share of the sentence's words in the passage, `precision`, the share
+            of the passage's in the sentence, both weighted by how rare they are; `cosine`, if there
+            is a sentence encoder.
+        chance: that it is meant, 0..1, calibrated.
+    """
+
+    passage: Passage
+    parts: dict[str, float]
+    chance: float
+
+    @property
+    def moment(self) -> Moment:
+        """As a moment of the film."""
+        at = self.passage
+        return Moment(at.start_s, at.end_s, self.chance, dict(self.parts), LEVEL, at.text)
+
+
+def passages_of(film_id: str, lines: Sequence[Line]) -> list[Passage]:
+    """Lines in order, joined until a sentence ends, a pause comes, or it gets too long."""
+    found: list[Passage] = []
+    is_open = False
+    for line in lines:
+        last = found[-1] if found else None
+        if (
+            is_open
+            and 0 <= line.start_s - last.end_s <= PAUSE_S
+            and line.end_s - last.start_s <= PASSAGE_S
+        ):
+            text = f"{last.text} {line.text}"
+            found[-1] = Passage(film_id, last.start_s, line.end_s, text)
+        else:
+            found.append(Passage(film_id, line.start_s, line.end_s, line.text))
+        is_open = not found[-1].text.endswith(ENDS)
+    return found
+
+
+def read_words_calibration(has_encoder: bool) -> Calibration | None:
+    """The calibration that ships; None if it has been taken away."""
+    file = resources.files("revisionllm.library") / CALIBRATIONS[has_encoder]
+    return from_dict(json.loads(file.read_text("utf-8"))) if file.is_file() else None
+
+
+class WordsIndex:
+    """An index of what is said; safe for several processes and threads.
+
+    Args:
+        path: the file; made if it is not there.
+        encoder: of sentences; None: words alone.
+
+    Raises:
+        UserError: it is damaged, or holds another encoder's vectors.
+    """
+
+    def __init__(self, path: Path, encoder: SentenceEncoder | None = None) -> None:
+        self.path, self.encoder = path, encoder
+        self._lock = threading.RLock()
+        self._vectors: tuple[np.ndarray, np.ndarray] | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._base = sqlite3.connect(path, timeout=60, check_same_thread=False)
+            with self._base:
+                self._base.executescript(
+                    f"""
+                    CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT);
+                    CREATE TABLE IF NOT EXISTS films
+                        (film_id TEXT PRIMARY KEY, source TEXT, vectors BLOB);
+                    CREATE TABLE IF NOT EXISTS passages
+                        (id INTEGER PRIMARY KEY, film_id TEXT, start_s REAL, end_s REAL, text TEXT);
+                    CREATE INDEX IF NOT EXISTS passages_of ON passages (film_id);
+                    CREATE VIRTUAL TABLE IF NOT EXISTS said USING fts5
+                        (text, content='passages', content_rowid='id', tokenize='{TOKENS}');
+                    CREATE VIRTUAL TABLE IF NOT EXISTS terms USING fts5vocab('said', 'row');
+                    CREATE VIRTUAL TABLE temp.asked USING fts5 (text, tokenize='{TOKENS}');
+                    CREATE VIRTUAL TABLE temp.asked_terms
+                        USING fts5vocab('temp', 'asked', 'instance');
+                    """
+                )
+                made = {"format": str(FORMAT)}
+                made["encoder"] = "" if encoder is None else encoder.fingerprint
+                for name, value in made.items():
+                    self._base.execute("INSERT OR IGNORE INTO about VALUES (?, ?)", (name, value))
+                kept = dict(self._base.execute("SELECT name, value FROM about"))
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(f"{path} cannot be read ({error}); remove it, index again") from error
+        if kept["format"] != str(FORMAT):
+            raise UserError(f"{path} is of another version; remove it and index again")
+        if kept["encoder"] != made["encoder"]:
+            raise UserError(
+                f"{path} was made by another sentence encoder ({kept['encoder'] or 'none'}, not"
+                f" {made['encoder'] or 'none'}); give its own as --words, or remove the file"
+            )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._base.close()
+
+    # --- films -----------------------------------------------------------------------------------
+
+    def add(self, film_id: str, lines: Sequence[Line], source: str = "") -> None:
+        """Put a film's lines in place of those it had.
+
+        Args:
+            source: what they were read from, to know them again.
+        """
+        passages = passages_of(film_id, lines)
+        vectors = b""
+        if self.encoder is not None and passages:
+            rows = self.encoder.encode([passage.text for passage in passages])
+            vectors = rows.astype(np.float16).tobytes()
+        with self._lock, self._base:
+            self._forget(film_id)
+            for one in passages:
+                row = (one.film_id, one.start_s, one.end_s, one.text)
+                made = self._base.execute(
+                    "INSERT INTO passages (film_id, start_s, end_s, text) VALUES (?, ?, ?, ?)", row
+                )
+                self._base.execute(
+                    "INSERT INTO said (rowid, text) VALUES (?, ?)", (made.lastrowid, one.text)
+                )
+            self._base.execute("INSERT INTO films VALUES (?, ?, ?)", (film_id, source, vectors))
+            self._vectors = None
+
+    def remove(self, film_id: str) -> None:
+        """Take a film out."""
+        with self._lock, self._base:
+            self._forget(film_id)
+            self._vectors = None
+
+    def _forget(self, film_id: str) -> None:
+        rows = self._base.execute("SELECT id, text FROM passages WHERE film_id = ?", (film_id,))
+        for number, text in rows.fetchall():
+            self._base.execute(
+                "INSERT INTO said (said, rowid, text) VALUES ('delete', ?, ?)", (number, text)
+            )
+        self._base.execute("DELETE FROM passages WHERE film_id = ?", (film_id,))
+        self._base.execute("DELETE FROM films WHERE film_id = ?", (film_id,))
+
+    def source(self, film_id: str) -> str | None:
+        """What a film's lines were read from; None: it is not there."""
+        with self._lock:
+            row = self._base.execute("SELECT source FROM films WHERE film_id = ?", (film_id,))
+            found = row.fetchone()
+        return found[0] if found else None
+
+    def counts(self) -> dict[str, int]:
+        """Passages of each film."""
+        with self._lock:
+            return dict(
+                self._base.execute("SELECT film_id, count(*) FROM passages GROUP BY film_id")
+            )
+
+    # --- search ----------------------------------------------------------------------------------
+
+    def search(
+        self,
+        sentence: str,
+        *,
+        among: Iterable[str] | None = None,
+        calibration: Calibration | None = None,
+        top_k: int = 20,
+    ) -> list[Said]:
+        """Passages that may be meant, the most probable first.
+
+        Args:
+            among: ids of films; None: all.
+            calibration: of the parts; None: the one that ships.
+        """
+        calibration = calibration or read_words_calibration(self.encoder is not None)
+        if calibration is None:
+            raise UserError("the calibration of words is missing from the package; install again")
+        with self._lock:
+            found = self._proposed(sentence, None if among is None else set(among))
+            if not found:
+                return []
+            parts = self._parts(sentence, found)
+        chances = calibration.confidence(parts)
+        said = [
+            Said(
+                passage, {name: float(values[at]) for name, values in parts.items()}, float(chance)
+            )
+            for at, ((passage, _), chance) in enumerate(zip(found, chances, strict=True))
+        ]
+        said.sort(key=lambda one: (-one.chance, one.passage.film_id, one.passage.start_s))
+        return said[:top_k]
+
+    def _proposed(
+        self, sentence: str, among: set[str] | None
+    ) -> list[tuple[Passage, float | None]]:
+        """Passages that BM25 or the sentence encoder puts in front, and their cosines."""
+        rows = dict(self._by_words(sentence, among))
+        cosines: dict[int, float] = {}
+        if self.encoder is not None:
+            numbers, vectors = self._all_vectors()
+            if len(numbers):
+                near = vectors @ self.encoder.encode([sentence])[0].astype(np.float32)
+                if among is not None:
+                    near = np.where(self._are_of(numbers, among), near, -np.inf)
+                top = np.argsort(-near, kind="stable")[:PROPOSED]
+                cosines = {int(numbers[at]): float(near[at]) for at in top if near[at] > -np.inf}
+                at_of = {int(number): at for at, number in enumerate(numbers)}
+                cosines |= {number: float(near[at_of[number]]) for number in rows}
+        numbers = sorted(rows.keys() | cosines.keys())
+        return [(self._passage(number), cosines.get(number)) for number in numbers]
+
+    def _by_words(self, sentence: str, among: set[str] | None) -> list[tuple[int, float]]:
+        terms = self._terms([sentence])[0]
+        if not terms:
+            return []
+        wanted = " OR ".join('"' + term.replace('"', '""') + '"' for term in sorted(terms))
+        order = "SELECT said.rowid, passages.film_id, bm25(said) AS score FROM said"
+        order += " JOIN passages ON passages.id = said.rowid WHERE said MATCH ? ORDER BY score"
+        rows = self._base.execute(order, (wanted,))
+        kept: list[tuple[int, float]] = []
+        for number, film_id, score in rows:
+            if among is None or film_id in among:
+                kept.append((number, score))
+            if len(kept) == PROPOSED:
+                break
+        return kept
+
+    def _parts(
+        self, sentence: str, found: Sequence[tuple[Passage, float | None]]
+    ) -> dict[str, np.ndarray]:
+        asked, *said = self._terms([sentence, *(passage.text for passage, _ in found)])
+        rare = self._rarity(asked.union(*said))
+        parts = {"coverage": [], "precision": []}
+        for terms in said:
+            shared = sum(rare[term] for term in asked & terms)
+            parts["coverage"].append(shared / max(sum(rare[term] for term in asked), 1e-9))
+            parts["precision"].append(shared / max(sum(rare[term] for term in terms), 1e-9))
+        if self.encoder is not None:
+            parts["cosine"] = [cosine for _, cosine in found]
+        return {name: np.array(values, dtype=np.float64) for name, values in parts.items()}
+
+    def _terms(self, texts: Sequence[str]) -> list[set[str]]:
+        """Stems of texts, as the index has them."""
+        found: list[set[str]] = [set() for _ in texts]
+        self._base.execute("DELETE FROM temp.asked")
+        self._base.executemany(
+            "INSERT INTO temp.asked (rowid, text) VALUES (?, ?)", list(enumerate(texts, 1))
+        )
+        for term, row in self._base.execute("SELECT term, doc FROM temp.asked_terms"):
+            found[row - 1].add(term)
+        self._base.commit()
+        return found
+
+    def _rarity(self, terms: Iterable[str]) -> dict[str, float]:
+        """ln of how few passages have each, as BM25 weighs them, but never below a tenth."""
+        (total,) = self._base.execute("SELECT count(*) FROM passages").fetchone()
+        rare = {}
+        for term in terms:
+            row = self._base.execute("SELECT doc FROM terms WHERE term = ?", (term,)).fetchone()
+            count = row[0] if row else 0
+            rare[term] = max(float(np.log((total - count + 0.5) / (count + 0.5))), 0.1)
+        return rare
+
+    def _passage(self, number: int) -> Passage:
+        row = self._base.execute(
+            "SELECT film_id, start_s, end_s, text FROM passages WHERE id = ?", (number,)
+        )
+        return Passage(*row.fetchone())
+
+    def _all_vectors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of all passages [P], and their vectors [P, D]."""
+        if self._vectors is None:
+            numbers, rows = [np.zeros(0, np.int64)], [np.zeros((0, self.encoder.dim), np.float32)]
+            for film_id, data in self._base.execute("SELECT film_id, vectors FROM films"):
+                of_film = self._base.execute(
+                    "SELECT id FROM passages WHERE film_id = ? ORDER BY id", (film_id,)
+                )
+                numbers.append(np.array([row[0] for row in of_film], np.int64))
+                vectors = np.frombuffer(data, np.float16).reshape(-1, self.encoder.dim)
+                rows.append(vectors.astype(np.float32))
+            self._vectors = np.concatenate(numbers), np.concatenate(rows)
+        return self._vectors
+
+    def _are_of(self, numbers: np.ndarray, among: set[str]) -> np.ndarray:
+        ids: set[int] = set()
+        for film_id in sorted(among):
+            rows = self._base.execute("SELECT id FROM passages WHERE film_id = ?", (film_id,))
+            ids |= {row[0] for row in rows}
+        return np.isin(numbers, np.fromiter(ids, np.int64, len(ids)))
+
+
+def source_of(video: Path) -> str:
+    """What a film's words are read from, to see whether it has changed."""
+    beside = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sidecars(video)]
+    return json_digest(beside)
+
+
+def add_words(
+    index: WordsIndex, film_id: str, video: Path, duration_s: float
+) -> tuple[bool, list[str]]:
+    """Read a film's words unless the index has them; whether it did, and what could not be read."""
+    source = source_of(video)
+    if index.source(film_id) == source:
+        return False, []
+    lines, problems = lines_of(video, duration_s)
+    index.add(film_id, lines, source)
+    return bool(lines), problems
+
+
+def merge(
+    prediction: Prediction,
+    said: Sequence[Said],
+    *,
+    is_calibrated: bool,
+    threshold: float = 0.5,
+    top_k: int = 5,
+) -> None:
+    """Rank a film's moments by picture and by words together, by their probabilities.
+
+    Args:
+        prediction: of the picture's levels; changed in place.
+        said: passages of this film.
+        is_calibrated: whether the picture's scores are probabilities. If not, they are a rank
+            alone: they are halved, so that passages that are probably meant come before them and
+            the others after the best.
+    """
+    if not said:
+        return
+    if not is_calibrated:
+        for moment in prediction.moments:
+            moment.score /= 2
+    moments = [*prediction.moments, *(one.moment for one in said)]
+    spans = np.array([(moment.start_s, moment.end_s) for moment in moments])
+    scores = np.array([moment.score for moment in moments])
+    kept = suppress(spans, scores, iou_threshold=SAME_IOU, top_k=top_k)
+    prediction.moments = [moments[at] for at in kept.tolist()]
+    prediction.found = prediction.found or said[0].chance >= threshold

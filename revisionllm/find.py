@@ -230,6 +230,7 @@ def find_by_encoder(args: argparse.Namespace, model: ModelFile) -> Answers:
         args.sentences,
         sentences.numpy(),
         calibration=read_frames_calibration(model.encoder),
+        tokens_per_word=clip.tokens_per_word(args.sentences),
         threshold=args.threshold,
         top_k=args.top_k,
         run=args.model,

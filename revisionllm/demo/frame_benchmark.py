@@ -4,13 +4,15 @@
     python revisionllm/demo/frame_benchmark.py --write     # the calibration that ships, too
 
 Both see the same cosines, one frame per second. The baseline (`evaluation.baselines`) chooses its
-settings on validation films; "not present" is fitted on them, too. Test films are shown alone.
+settings on validation films; "not present" is fitted on them, too, with sentences about things that
+the world does not have (`world.spoken`) among the absent ones. Test films are shown alone.
 """
 
 from __future__ import annotations
 
 import itertools
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 if __package__ in (None, ""):  # started by path: import from the repository, not from here
@@ -21,28 +23,56 @@ import numpy as np
 from revisionllm.errors import run_entry_point
 from revisionllm.options import Parser
 
-MINUTES, PRESENT, ABSENT = 60.0, 25, 10
+MINUTES, PRESENT, ABSENT, TALK = 60.0, 25, 10, 10
 VALIDATION, TEST = range(900, 906), range(950, 962)
 
 
-def judged(split: str, seeds: range, clip, cache: Path) -> list[tuple]:
-    """Per film: frame features [T, D] at one per second, sentences' [Q, D], their true spans."""
+@dataclass
+class Judged:
+    """A film's frame features [T, D] at one per second, and sentences about it: features [Q, D],
+    tokens per word [Q], and true spans."""
+
+    rows: np.ndarray
+    features: np.ndarray
+    tokens_per_word: np.ndarray
+    truths: list[tuple]
+
+
+def film_rows(split: str, seed: int, clip, cache: Path, minutes: float = MINUTES) -> np.ndarray:
+    """Frame features of a rendered film [T, D], one per second, kept in `cache`."""
     from revisionllm.data.stores.feature_writers import save_npy
     from revisionllm.demo.training.film_features import film_features
+    from revisionllm.demo.world.plans import FILM_FPS, WORLD_VERSION
+
+    cache.mkdir(parents=True, exist_ok=True)
+    length = "" if minutes == MINUTES else f"-{minutes:g}min"
+    name = f"{clip.fingerprint()}-w{WORLD_VERSION}-{split}-{seed}{length}-1fps.npy"
+    if not (cache / name).exists():
+        step = {"first": 0, "step": round(FILM_FPS)}
+        save_npy(cache / name, film_features(seed, minutes * 60, split, clip, **step))
+    return np.load(cache / name, allow_pickle=False)
+
+
+def judged(split: str, seeds: range, clip, cache: Path, num_talk: int = 0) -> list[Judged]:
+    """Films of a split with their questions; `num_talk` quotes and paraphrases of what is said
+    there, which no picture shows, are absent ones."""
     from revisionllm.demo.world.frame_questions import frame_questions
-    from revisionllm.demo.world.plans import FILM_FPS, WORLD_VERSION, plan_film
+    from revisionllm.demo.world.plans import plan_film
+    from revisionllm.demo.world.spoken import spoken_lines, spoken_questions
 
     films = []
-    cache.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
-        path = cache / f"{clip.fingerprint()}-w{WORLD_VERSION}-{split}-{seed}-1fps.npy"
-        if not path.exists():
-            step = {"first": 0, "step": round(FILM_FPS)}
-            save_npy(path, film_features(seed, MINUTES * 60, split, clip, **step))
-        rows = np.load(path, allow_pickle=False)
-        asked = frame_questions(plan_film(seed, MINUTES * 60, split), PRESENT, ABSENT)
-        _, sentences = clip.encode_texts([question.sentence for question in asked])
-        films.append((rows, sentences.numpy(), [question.spans_s for question in asked]))
+        plan = plan_film(seed, MINUTES * 60, split)
+        asked = frame_questions(plan, PRESENT, ABSENT)
+        sentences, truths = [q.sentence for q in asked], [q.spans_s for q in asked]
+        if num_talk:
+            talk = spoken_questions(plan, spoken_lines(plan, split), num_talk)[: 2 * num_talk]
+            sentences += [q.sentence for q in talk]
+            truths += [()] * len(talk)
+        _, features = clip.encode_texts(sentences)
+        known = clip.tokens_per_word(sentences)
+        rows = film_rows(split, seed, clip, cache)
+        films.append(Judged(rows, features.numpy(), known, truths))
     return films
 
 
@@ -53,29 +83,30 @@ def is_hit(span, truth) -> bool:
     return bool(span_iou(np.array(span), np.array(truth)).max() >= 0.5)
 
 
-def baseline_hits(films: list[tuple], merging) -> list[bool]:
+def baseline_hits(films: list[Judged], merging) -> list[bool]:
     """Of all present questions, is the baseline's first span right?"""
     from revisionllm.demo.evaluation.baselines import retrieve
     from revisionllm.grounding.scores import frame_cosines
 
     return [
         is_hit(retrieve(cosines, 1.0, merging, 1)[0, :2], truth)
-        for rows, sentences, truths in films
-        for cosines, truth in zip(frame_cosines(rows, sentences), truths, strict=True)
+        for film in films
+        for cosines, truth in zip(frame_cosines(film.rows, film.features), film.truths, strict=True)
         if truth
     ]
 
 
-def our_moments(films: list[tuple], calibration=None) -> list[tuple]:
+def our_moments(films: list[Judged], calibration=None) -> list[tuple]:
     """(best moment, true spans) of all questions."""
     from revisionllm.grounding.frame_spans import pieces_of
     from revisionllm.library.frames import FramedFilm, find_moments
 
     found = []
-    for rows, sentences, truths in films:
-        film = FramedFilm("", pieces_of(rows), 1.0, float(len(rows)))
-        best = find_moments([film], sentences, calibration=calibration, top_k=1)
-        found += [(row[0][1], truth) for row, truth in zip(best, truths, strict=True)]
+    for film in films:
+        framed = FramedFilm("", pieces_of(film.rows), 1.0, float(len(film.rows)))
+        options = {"calibration": calibration, "tokens_per_word": film.tokens_per_word}
+        best = find_moments([framed], film.features, top_k=1, **options)
+        found += [(row[0][1], truth) for row, truth in zip(best, film.truths, strict=True)]
     return found
 
 
@@ -96,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
         from revisionllm.model.clip import load_clip
 
         clip = load_clip(DEMO_WEIGHTS / "clip", device="cpu")
-        validation = judged("val", VALIDATION, clip, args.cache)
+        validation = judged("val", VALIDATION, clip, args.cache, TALK)
         test = judged("test", TEST, clip, args.cache)
         settings = itertools.product((0.6, 3.0, 5.0, 9.0), (0.5, 1.0, 1.5, 2.0), (8.0, 20.0, 40.0))
         best = max(

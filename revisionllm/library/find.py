@@ -100,13 +100,15 @@ class LibrarySearch:
         _, encoded = self.clip.encode_texts(list(sentences))
         features = encoded.numpy()
         among = range(len(self.films)) if among is None else among
+        known = self.clip.tokens_per_word(sentences)
         if self.grounder is not None:
-            return self._above(sentences, features, among, threshold, top_k)
+            return self._above(sentences, features, known, among, threshold, top_k)
         found = search_films(
             [self.films[at] for at in among],
             sentences,
             features,
             calibration=self.calibration,
+            tokens_per_word=known,
             threshold=threshold,
             top_k=top_k,
             run=f"clip:{self.library.encoder}",
@@ -117,6 +119,7 @@ class LibrarySearch:
         self,
         sentences: Sequence[str],
         features: np.ndarray,
+        tokens_per_word: np.ndarray,
         among: Sequence[int],
         threshold: float,
         top_k: int,
@@ -126,7 +129,12 @@ class LibrarySearch:
 
         films = [self.films[at] for at in among]
         ranked = find_moments(
-            films, features, calibration=self.calibration, top_k=self.best_films, per_film=1
+            films,
+            features,
+            calibration=self.calibration,
+            tokens_per_word=tokens_per_word,
+            top_k=self.best_films,
+            per_film=1,
         )
         asked: dict[int, list[int]] = {}  # sentences of each film
         for number, row in enumerate(ranked):

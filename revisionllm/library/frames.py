@@ -130,6 +130,7 @@ def find_moments(
     features: np.ndarray,
     *,
     calibration: Calibration | None = None,
+    tokens_per_word: Sequence[float] | None = None,
     top_k: int = 5,
     per_film: int | None = None,
 ) -> list[list[tuple[int, Moment]]]:
@@ -139,6 +140,7 @@ def find_moments(
         features: of the sentences [Q, D].
         calibration: of `read_frames_calibration`. None: the score is the height h above the film's
             background as h / (1 + h).
+        tokens_per_word: `ClipFeatures.tokens_per_word` of the sentences, which it may weigh.
         top_k: moments per sentence at most, of all films together.
         per_film: and of one film; None: `top_k`.
 
@@ -153,12 +155,16 @@ def find_moments(
     medians, spreads = backgrounds(shown)
     found = []
     for number in range(len(features)):
+        known = {}
+        if tokens_per_word is not None:
+            known = {"tokens_per_word": float(tokens_per_word[number])}
         searches = [
             _FilmSearch(
                 film,
                 values[:, number],
                 (float(medians[at, number]), float(spreads[at, number])),
                 calibration,
+                known,
             )
             for at, (film, values) in enumerate(zip(films, cosines, strict=True))
         ]
@@ -195,8 +201,9 @@ class _FilmSearch:
         cosines: np.ndarray,
         background: tuple[float, float],
         calibration: Calibration | None,
+        known: dict[str, float],
     ) -> None:
-        self._film, self._cosines = film, cosines
+        self._film, self._cosines, self._known = film, cosines, known
         self._background, self._calibration = background, calibration
         self._height = (float(cosines.max()) - background[0]) / background[1]
         self._spans: Iterator | None = None
@@ -214,9 +221,12 @@ class _FilmSearch:
         cosines = (float(self._cosines.min()), median + spread * self._height)
         corners = itertools.product(heights, cosines)
         return max(
-            float(self._calibration.confidence({"height": height, "cosine": cosine}))
+            float(self._calibration.confidence(self._parts(height, cosine)))
             for height, cosine in corners
         )
+
+    def _parts(self, height: float, cosine: float) -> dict[str, float]:
+        return {"cosine": cosine, "height": height} | self._known
 
     def next(self, most: int) -> Moment | None:
         """The next moment by height; None after so many, or if there is none."""
@@ -230,7 +240,7 @@ class _FilmSearch:
             return None
         self._taken += 1
         self._height = span.height
-        parts = {"cosine": span.cosine, "height": span.height}
+        parts = self._parts(span.height, span.cosine)
         score = _without_calibration(span.height)
         if self._calibration is not None:
             score = float(self._calibration.confidence(parts))

@@ -1,8 +1,9 @@
 """What is said in films, searched: by words (BM25) and, where there is one, by a sentence encoder.
 
 Lines of subtitles are joined to passages, which end with a sentence or a pause. Both searches
-propose passages; a calibration of what the two say gives each a probability, and moments of
-passages and of pictures are ranked together by their probabilities. Raw scores are never added.
+propose passages. A passage may be meant as a quote or by its meaning, each with a calibrated
+probability; moments of passages and of pictures are ranked together by their probabilities. Raw
+scores are never added.
 
 Everything is in one SQLite file, whose FTS5 keeps the words (https://sqlite.org/fts5.html, porter
 stems, BM25: https://doi.org/10.1561/1500000019).
@@ -13,9 +14,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from importlib import resources
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,10 @@ PROPOSED = 40  # passages that each search proposes, per sentence
 SAME_IOU = 0.5  # moments that overlap by more are one
 FORMAT = 1
 TOKENS = "porter unicode61 remove_diacritics 2"
-CALIBRATIONS = {True: "words_by_both.json", False: "words_by_bm25.json"}  # by: an encoder is there
+CALIBRATION = "words_calibration.json"
+QUOTE = ("precision", "run", "run_precision")  # what says that a passage is quoted
+MEANING = ("cosine",)  # that it means the same
+WORDING = ("coverage", "precision")  # the same without a sentence encoder
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,9 @@ class Said:
 
     Attributes:
         parts: `coverage`, the share of the sentence's words in the passage, `precision`, the share
-            of the passage's in the sentence, both weighted by how rare they are; `cosine`, if there
-            is a sentence encoder.
+            of the passage's in the sentence; `run`, the share of the sentence that the passage says
+            word by word; all weighted by how rare words are; `run_precision`, their product;
+            `cosine`, if there is a sentence encoder.
         chance: that it is meant, 0..1, calibrated.
     """
 
@@ -94,10 +98,25 @@ def passages_of(film_id: str, lines: Sequence[Line]) -> list[Passage]:
     return found
 
 
-def read_words_calibration(has_encoder: bool) -> Calibration | None:
-    """The calibration that ships; None if it has been taken away."""
-    file = resources.files("revisionllm.library") / CALIBRATIONS[has_encoder]
-    return from_dict(json.loads(file.read_text("utf-8"))) if file.is_file() else None
+@dataclass(frozen=True)
+class WordsCalibration:
+    """Probabilities that a passage is quoted, that it means what a sentence says, and the latter
+    where no sentence encoder says how near they are."""
+
+    quote: Calibration
+    meaning: Calibration
+    wording: Calibration
+
+    @classmethod
+    def shipped(cls) -> WordsCalibration:
+        """Of the package; made by `revisionllm/demo/words_benchmark.py --write`."""
+        about = json.loads((Path(__file__).parent / CALIBRATION).read_text("utf-8"))
+        return cls(*(from_dict(about[field.name]) for field in fields(cls)))
+
+    def chances(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+        """That passages are meant, one way or the other: [N], 0..1."""
+        other = self.meaning if "cosine" in parts else self.wording
+        return 1 - (1 - self.quote.confidence(parts)) * (1 - other.confidence(parts))
 
 
 class WordsIndex:
@@ -216,32 +235,36 @@ class WordsIndex:
         sentence: str,
         *,
         among: Iterable[str] | None = None,
-        calibration: Calibration | None = None,
+        calibration: WordsCalibration | None = None,
         top_k: int = 20,
     ) -> list[Said]:
         """Passages that may be meant, the most probable first.
 
         Args:
             among: ids of films; None: all.
-            calibration: of the parts; None: the one that ships.
+            calibration: None: the one that ships.
         """
-        calibration = calibration or read_words_calibration(self.encoder is not None)
-        if calibration is None:
-            raise UserError("the calibration of words is missing from the package; install again")
-        with self._lock:
-            found = self._proposed(sentence, None if among is None else set(among))
-            if not found:
-                return []
-            parts = self._parts(sentence, found)
-        chances = calibration.confidence(parts)
+        found, parts = self.candidates(sentence, among)
+        if not found:
+            return []
+        chances = (calibration or WordsCalibration.shipped()).chances(parts)
         said = [
             Said(
                 passage, {name: float(values[at]) for name, values in parts.items()}, float(chance)
             )
-            for at, ((passage, _), chance) in enumerate(zip(found, chances, strict=True))
+            for at, (passage, chance) in enumerate(zip(found, chances, strict=True))
         ]
         said.sort(key=lambda one: (-one.chance, one.passage.film_id, one.passage.start_s))
         return said[:top_k]
+
+    def candidates(
+        self, sentence: str, among: Iterable[str] | None = None
+    ) -> tuple[list[Passage], dict[str, np.ndarray]]:
+        """Passages that one of the searches proposes, and the parts of each; see `Said`."""
+        with self._lock:
+            found = self._proposed(sentence, None if among is None else set(among))
+            parts = self._parts(sentence, found) if found else {}
+        return [passage for passage, _ in found], parts
 
     def _proposed(
         self, sentence: str, among: set[str] | None
@@ -266,7 +289,7 @@ class WordsIndex:
         terms = self._terms([sentence])[0]
         if not terms:
             return []
-        wanted = " OR ".join('"' + term.replace('"', '""') + '"' for term in sorted(terms))
+        wanted = " OR ".join('"' + term.replace('"', '""') + '"' for term in sorted({*terms}))
         order = "SELECT said.rowid, passages.film_id, bm25(said) AS score FROM said"
         order += " JOIN passages ON passages.id = said.rowid WHERE said MATCH ? ORDER BY score"
         rows = self._base.execute(order, (wanted,))
@@ -282,25 +305,29 @@ class WordsIndex:
         self, sentence: str, found: Sequence[tuple[Passage, float | None]]
     ) -> dict[str, np.ndarray]:
         asked, *said = self._terms([sentence, *(passage.text for passage, _ in found)])
-        rare = self._rarity(asked.union(*said))
-        parts = {"coverage": [], "precision": []}
+        rare = self._rarity({*asked}.union(*said))
+        whole = sum(rare[term] for term in asked)
+        parts: dict[str, list] = {"coverage": [], "precision": [], "run": []}
         for terms in said:
-            shared = sum(rare[term] for term in asked & terms)
-            parts["coverage"].append(shared / max(sum(rare[term] for term in asked), 1e-9))
-            parts["precision"].append(shared / max(sum(rare[term] for term in terms), 1e-9))
+            shared = sum(rare[term] for term in {*asked} & {*terms})
+            parts["coverage"].append(shared / max(sum(rare[term] for term in {*asked}), 1e-9))
+            parts["precision"].append(shared / max(sum(rare[term] for term in {*terms}), 1e-9))
+            parts["run"].append(_longest_run(asked, terms, rare) / max(whole, 1e-9))
         if self.encoder is not None:
             parts["cosine"] = [cosine for _, cosine in found]
-        return {name: np.array(values, dtype=np.float64) for name, values in parts.items()}
+        table = {name: np.array(values, dtype=np.float64) for name, values in parts.items()}
+        return table | {"run_precision": table["run"] * table["precision"]}
 
-    def _terms(self, texts: Sequence[str]) -> list[set[str]]:
-        """Stems of texts, as the index has them."""
-        found: list[set[str]] = [set() for _ in texts]
+    def _terms(self, texts: Sequence[str]) -> list[list[str]]:
+        """Stems of texts, in order, as the index has them."""
+        found: list[list[str]] = [[] for _ in texts]
         self._base.execute("DELETE FROM temp.asked")
         self._base.executemany(
             "INSERT INTO temp.asked (rowid, text) VALUES (?, ?)", list(enumerate(texts, 1))
         )
-        for term, row in self._base.execute("SELECT term, doc FROM temp.asked_terms"):
-            found[row - 1].add(term)
+        rows = self._base.execute("SELECT term, doc FROM temp.asked_terms ORDER BY doc, offset")
+        for term, row in rows:
+            found[row - 1].append(term)
         self._base.commit()
         return found
 
@@ -342,6 +369,19 @@ class WordsIndex:
         return np.isin(numbers, np.fromiter(ids, np.int64, len(ids)))
 
 
+def _longest_run(asked: Sequence[str], said: Sequence[str], weights: dict[str, float]) -> float:
+    """Weight of the words that both have in a row, at most."""
+    best, before = 0.0, [0.0] * (len(said) + 1)
+    for term in asked:
+        now = [0.0] * (len(said) + 1)
+        for at, other in enumerate(said, 1):
+            if term == other:
+                now[at] = before[at - 1] + weights[term]
+                best = max(best, now[at])
+        before = now
+    return best
+
+
 def source_of(video: Path) -> str:
     """What a film's words are read from, to see whether it has changed."""
     beside = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sidecars(video)]
@@ -379,12 +419,26 @@ def merge(
     """
     if not said:
         return
+    shown, spoken = prediction.moments, [one.moment for one in said]
     if not is_calibrated:
-        for moment in prediction.moments:
+        for moment in shown:
             moment.score /= 2
-    moments = [*prediction.moments, *(one.moment for one in said)]
+    for moment in spoken:
+        around = next(
+            (one for one in shown if one.score >= threshold and _holds(one, moment)), None
+        )
+        if around is not None:  # said while it is shown: one event, seen and heard
+            alone, moment.score = moment.score, min(moment.score, around.score)
+            around.score = 1 - (1 - around.score) * (1 - alone)
+    moments = [*shown, *spoken]
     spans = np.array([(moment.start_s, moment.end_s) for moment in moments])
     scores = np.array([moment.score for moment in moments])
     kept = suppress(spans, scores, iou_threshold=SAME_IOU, top_k=top_k)
     prediction.moments = [moments[at] for at in kept.tolist()]
     prediction.found = prediction.found or said[0].chance >= threshold
+
+
+def _holds(shown: Moment, spoken: Moment) -> bool:
+    """Whether most of what is said is said while the other lasts."""
+    shared_s = min(shown.end_s, spoken.end_s) - max(shown.start_s, spoken.start_s)
+    return shared_s > 0.5 * (spoken.end_s - spoken.start_s)

@@ -221,6 +221,12 @@ class ClipFeatures:
         """Tokens of a sentence, start and end-of-text included, before any limit."""
         return self._towers.num_tokens(self._text(query))
 
+    def tokens_per_word(self, queries: Sequence[str]) -> np.ndarray:
+        """float64 [N]: 1 where the tokenizer knows every word of a sentence; words that it must
+        spell are words that the encoder has hardly seen."""
+        around = self.num_tokens("a") - 1
+        return np.array([(self.num_tokens(q) - around) / max(len(q.split()), 1) for q in queries])
+
     def _text(self, query: str) -> str:
         """What is tokenised: one line, in which special tokens are taken apart."""
         text = normalise_query(LINE_BREAKS.sub(" ", query))

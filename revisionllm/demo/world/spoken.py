@@ -17,7 +17,7 @@ from revisionllm.demo.world.plans import FilmPlan
 
 GAP_S = 5.0  # between two lines, on average
 LURES, ABOUTS = 0.07, 0.08  # shares of all lines
-SHORTEST_QUOTE = 5  # words
+SHORTEST_QUOTE, LONGEST_QUOTE = 5, 8  # words; more is too long for the demo's CLIP
 
 SLOTS = {
     "who": (
@@ -48,7 +48,7 @@ TALK = {
         ("I paid {number} hundred for that old {thing}", "what the {thing} cost"),
         (
             "The doctor told {who} to rest for {number} weeks",
-            "medical advice to take it easy for {number} weeks",
+            "a doctor who says to take it easy",
         ),
         ("{who} opened a small restaurant in {city}", "starting a place to eat in {city}"),
         (
@@ -203,7 +203,7 @@ def _named(kind: str, seen: dict, time_s: float, rng: np.random.Generator) -> st
 def spoken_questions(plan: FilmPlan, lines: list[SpokenLine], count: int) -> list[SpokenQuestion]:
     """`count` questions of each kind about a film and its lines.
 
-    A quote is a line or at least `SHORTEST_QUOTE` words of it in a row, without capitals and
+    A quote is `SHORTEST_QUOTE` to `LONGEST_QUOTE` words of a line in a row, without capitals and
     stops; it is true of every line that holds it. A paraphrase is true of every line that it
     rewords. None is true of more than `MOST_SPANS` lines.
     """
@@ -229,10 +229,10 @@ def spoken_questions(plan: FilmPlan, lines: list[SpokenLine], count: int) -> lis
 
 
 def _part(text: str, rng: np.random.Generator) -> str:
-    """A line, or at least `SHORTEST_QUOTE` words of it in a row."""
+    """`SHORTEST_QUOTE` to `LONGEST_QUOTE` words of a line in a row, or all that it has."""
     words = _plain(text).split()
-    length = int(rng.integers(min(SHORTEST_QUOTE, len(words)), len(words) + 1))
-    first = int(rng.integers(len(words) - length + 1))
+    length = int(rng.integers(SHORTEST_QUOTE, LONGEST_QUOTE + 1))
+    first = int(rng.integers(max(1, len(words) - length + 1)))
     return " ".join(words[first : first + length])
 
 

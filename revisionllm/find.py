@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,10 +33,13 @@ from revisionllm.grounder import (
     film_of,
 )
 from revisionllm.library.cut import add_cut_options
+from revisionllm.library.words import add_words_option
 from revisionllm.model.hub import path_argument
 
 if TYPE_CHECKING:
     from revisionllm.library.model_file import ModelFile
+    from revisionllm.library.words import Said
+    from revisionllm.records.films import Film
     from revisionllm.records.predictions import Prediction
 
     Answers = list[tuple[Path, Prediction]]  # films, and predictions about them
@@ -51,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object per sentence")
     parser.add_argument("--view", type=Path, metavar="HTML", help="also write a page that shows it")
     parser.add_argument("--cut", type=Path, metavar="DIR", help="also write a clip of each moment")
+    add_words_option(parser.add_argument)
     add_cut_options(parser)
     parser.add_argument(
         "--overwrite", action="store_true", help="replace files that this project did not make"
@@ -188,6 +193,7 @@ def find_in_library(args: argparse.Namespace, model: ModelFile) -> Answers:
         best_films=args.films,
         device=args.device,
         options=_search_options(args),
+        words=args.words,
     )
     found = searching.find(args.sentences, threshold=args.threshold, top_k=args.top_k)
     for sentence, answers in zip(args.sentences, found, strict=True):
@@ -199,7 +205,7 @@ def find_in_library(args: argparse.Namespace, model: ModelFile) -> Answers:
         ranked = [(m, film) for film, answer in answers if answer.found for m in answer.moments]
         ranked.sort(key=lambda pair: -pair[0].score)
         for rank, (moment, film) in enumerate(ranked, 1):
-            print(f"  {rank}. {_span(moment)}  score {moment.score:.2f}  {film}")
+            print(f"  {rank}. {_span(moment)}  score {moment.score:.2f}  {film}{_quoted(moment)}")
         if not ranked:
             print(f"  not present in {len(searching.films)} films")
     if args.view:
@@ -222,19 +228,22 @@ def find_by_encoder(args: argparse.Namespace, model: ModelFile) -> Answers:
     from revisionllm.library.frames import FEATURE_FPS, ground_frames, read_frames_calibration
     from revisionllm.model.clip import load_clip
 
+    calibration = read_frames_calibration(model.encoder)
     clip = load_clip(model.encoder, device=args.device)
     _, sentences = clip.encode_texts(args.sentences)
     film = film_of(args.video, clip, FEATURE_FPS, features_dir=args.features_dir)
+    said = _said(args, film)
     predictions = ground_frames(
         film,
         args.sentences,
         sentences.numpy(),
-        calibration=read_frames_calibration(model.encoder),
+        calibration=calibration,
         tokens_per_word=clip.tokens_per_word(args.sentences),
         threshold=args.threshold,
         top_k=args.top_k,
         run=args.model,
     )
+    _merge(args, predictions, said, is_calibrated=calibration is not None)
     return _show(args, film, predictions, None)
 
 
@@ -243,19 +252,55 @@ def find_by_levels(args: argparse.Namespace, model: ModelFile) -> Answers:
     from revisionllm.data.video import probe
     from revisionllm.grounding.windows import dense_windows
     from revisionllm.library.model_file import open_levels
+    from revisionllm.library.words import hints_of
 
     probe(args.video)  # a bad file is told before the model is loaded
     grounder = open_levels(model, device=args.device, kept_in=args.features_dir)
     grounder.clip.encode_texts(args.sentences)  # and so is a sentence that is too long
     film = grounder.open_film(args.video, features_dir=args.features_dir)
+    said = _said(args, film)
     predictions = grounder.ground(
-        film, args.sentences, threshold=args.threshold, top_k=args.top_k, **_search_options(args)
+        film,
+        args.sentences,
+        threshold=args.threshold,
+        top_k=args.top_k,
+        hints=[hints_of(row) for row in said] if said else None,
+        **_search_options(args),
     )
+    _merge(args, predictions, said, is_calibrated=grounder.calibration is not None)
     config = grounder.config
     num_windows = len(
         dense_windows(film.duration_s, window_s=config.window_s, stride_s=config.stride_s)
     )
     return _show(args, film, predictions, num_windows)
+
+
+def _said(args: argparse.Namespace, film: Film) -> list[list[Said]] | None:
+    """Per sentence what is said in the film that may be meant; None where nothing is said."""
+    from revisionllm.library.words import words_of
+
+    folder = args.features_dir or default_features_dir()
+    words = words_of(film.video_path, film.duration_s, folder, args.words, device=args.device)
+    return words and words.search(args.sentences)
+
+
+def _merge(
+    args: argparse.Namespace,
+    predictions: Sequence[Prediction],
+    said: list[list[Said]] | None,
+    *,
+    is_calibrated: bool,
+) -> None:
+    from revisionllm.library.words import merge
+
+    for prediction, row in zip(predictions, said or (), strict=bool(said)):
+        merge(
+            prediction,
+            row,
+            is_calibrated=is_calibrated,
+            threshold=args.threshold,
+            top_k=args.top_k,
+        )
 
 
 def _show(args: argparse.Namespace, film, predictions, num_windows: int | None) -> Answers:
@@ -288,6 +333,10 @@ def _span(moment) -> str:
     return f"{clock(moment.start_s, 1)} - {clock(moment.end_s, 1)}"
 
 
+def _quoted(moment) -> str:
+    return f'  said: "{moment.said}"' if moment.said else ""
+
+
 def as_text(prediction, num_windows: int | None) -> str:
     """A prediction as a few lines for people.
 
@@ -303,5 +352,5 @@ def as_text(prediction, num_windows: int | None) -> str:
         lines.append(f"  not present (best candidate scores {best:.2f}; {visited})")
         return "\n".join(lines)
     for rank, moment in enumerate(prediction.moments, 1):
-        lines.append(f"  {rank}. {_span(moment)}  score {moment.score:.2f}")
+        lines.append(f"  {rank}. {_span(moment)}  score {moment.score:.2f}{_quoted(moment)}")
     return "\n".join([*lines, f"  ({visited})"])

@@ -299,6 +299,7 @@ class Grounder:
         threshold: float = 0.5,
         top_k: int = 50,
         verbose: bool = False,
+        hints: Sequence[Sequence[tuple[float, float]]] | None = None,
     ) -> list:
         """Find every sentence in the film.
 
@@ -312,6 +313,7 @@ class Grounder:
             threshold: a sentence is found if its best moment scores at least this.
             top_k: moments per sentence at most.
             verbose: say on stderr which plan was taken, and why.
+            hints: per sentence spans that dense windows look at in any case, best first.
 
         Returns:
             One `records.predictions.Prediction` per sentence, in order. Work that sentences share
@@ -343,9 +345,9 @@ class Grounder:
             run=self.run,
         )
         queries = [
-            Query(f"{film.vid}_{number:03d}", sentence, words=word.numpy(), feature=feature)
-            for number, (sentence, word, feature) in enumerate(
-                zip(sentences, words, features.numpy(), strict=True)
+            Query(f"{film.vid}_{number:03d}", sentence, None, word.numpy(), feature, tuple(hint))
+            for number, (sentence, word, feature, hint) in enumerate(
+                zip(sentences, words, features.numpy(), hints or [()] * len(words), strict=True)
             )
         ]
         found = searcher.ground(film, queries)

@@ -61,6 +61,18 @@ def lines_of(video: Path, duration_s: float) -> tuple[list[Line], list[str]]:
     return within(lines, duration_s), problems
 
 
+def has_words(video: Path) -> bool:
+    """Whether there is anything to read: files beside a film, or text streams inside.
+
+    Raises:
+        UserError: the film cannot be opened.
+    """
+    if sidecars(video):
+        return True
+    with open_video(video) as (container, _):
+        return bool(_text_streams(container))
+
+
 def within(lines: Iterable[Line], duration_s: float) -> list[Line]:
     """Lines of a film in order, each once, cut to its length."""
     cut = {
@@ -148,8 +160,12 @@ def embedded_lines(video: Path) -> list[Line]:
             return list(_of_streams(container, start_s))
 
 
+def _text_streams(container) -> list:
+    return [s for s in container.streams.subtitles if s.codec_context.name in TEXT_CODECS]
+
+
 def _of_streams(container, start_s: float) -> Iterator[Line]:
-    streams = [s for s in container.streams.subtitles if s.codec_context.name in TEXT_CODECS]
+    streams = _text_streams(container)
     if not streams:
         return
     for packet in container.demux(streams):

@@ -19,6 +19,7 @@ whatever the predictor says. Paper: https://arxiv.org/abs/2411.14901, section 3.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -57,6 +58,7 @@ def search_many(
     nms_iou: float = 0.5,
     fallback_top: int = 4,
     shuffle_seed: int | None = None,
+    hints: Sequence[Sequence[tuple[float, float]]] | None = None,
 ) -> list[SearchResult]:
     """Ground several queries in one film.
 
@@ -76,6 +78,8 @@ def search_many(
         fallback_top: how many windows take over when a level answers nothing (0: only what the last
             level needs to look at anything at all).
         shuffle_seed: show the segments of each question in a seeded order; None: film order.
+        hints: per query ranges that something else proposes, such as what is said, best first;
+            coarse to fine, the last level looks at them and at what the one before keeps, in turn.
 
     Returns:
         One result per query. Every query gets candidates if its last level looked at a window at
@@ -88,6 +92,7 @@ def search_many(
     run = _Run(
         num_queries, duration_s, list(levels), predict, order, cosine, fallback_top, shuffle_seed
     )
+    run.hints = [list(row) for row in hints or [()] * num_queries]
     run.go()
     rank = partial(
         ranking.rank,
@@ -148,6 +153,7 @@ class _Run:
         self.duration_s = float(duration_s)
         self.predict, self.cosine = predict, cosine
         self.fallback_top, self.shuffle_seed = fallback_top, shuffle_seed
+        self.hints: list[list[tuple[float, float]]] = [[] for _ in self.queries]
         self.levels = [_LevelRun(lv, i, duration_s, num_queries) for i, lv in enumerate(levels)]
 
     def go(self) -> None:
@@ -166,6 +172,7 @@ class _Run:
             self._look(at, [at.touching(ranges[query]) for query in self.queries])
             ranges = [self._survivors(at, query) for query in self.queries]
         last = self.levels[-1]
+        ranges = [merge_ranges([*ranges[q], *self.hints[q]]) for q in self.queries]
         self._look(
             last, [self._affordable(last, q, last.touching(ranges[q])) for q in self.queries]
         )
@@ -289,13 +296,16 @@ class _Run:
     def _affordable(self, at: _LevelRun, query: int, indices: np.ndarray) -> np.ndarray:
         """Of the last level's windows those that `most_windows` allows, sorted.
 
-        Each range of the level before, the best first, gets the window that shows it most in the
-        middle; what is left goes to the other windows of these ranges in the same order.
+        Each hint and each range of the level before, in turn and the best first, gets the window
+        that shows it most in the middle; what is left goes to the other windows of these ranges in
+        the same order.
         """
         most = at.level.most_windows
         if most is None or indices.size <= most:
             return indices
         named = self.levels[at.position - 1].named[query][0] if at.position else []
+        in_turn = itertools.zip_longest(self.hints[query], named)
+        named = [span for pair in in_turn for span in pair if span is not None]
         if not named:
             return self._best(at, query, indices, most)
         middles = (at.starts_s + at.ends_s) / 2

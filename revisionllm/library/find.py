@@ -6,6 +6,7 @@ library, so that the next sentence about the same minutes reads nothing.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from revisionllm.errors import UserError
 from revisionllm.library.store import Library, LibraryFilm
+from revisionllm.library.words import AUTO, FILE, Said, hints_of, merge, open_words
 from revisionllm.model.hub import check_encoder
 from revisionllm.records.predictions import Prediction
 
@@ -36,6 +38,7 @@ class LibrarySearch:
         best_films: how many films those levels look at, per sentence.
         device: of the models.
         options: of `Grounder.ground`, for those levels.
+        words: see `words.open_words`.
 
     Raises:
         UserError: the library is empty or damaged, or its encoder is not there any more.
@@ -49,6 +52,7 @@ class LibrarySearch:
         best_films: int = BEST_FILMS,
         device: str = "auto",
         options: dict[str, Any] | None = None,
+        words: str = AUTO,
     ) -> None:
         self.library, self.best_films = library, best_films
         self.options = options or {}
@@ -69,6 +73,8 @@ class LibrarySearch:
                 f"{library.folder} was made by encoder {library.fingerprint}, {library.encoder} is"
                 f" {self.clip.fingerprint()}; put the old one back, or index the films again"
             )
+        path = library.folder / FILE
+        self.words = open_words(path, words, device=device) if path.is_file() else None
         self.grounder: Grounder | None = None
         if model is not None:
             from revisionllm.library.model_file import open_levels
@@ -101,8 +107,9 @@ class LibrarySearch:
         features = encoded.numpy()
         among = range(len(self.films)) if among is None else among
         known = self.clip.tokens_per_word(sentences)
+        said = [self._said(sentence, among) for sentence in sentences]
         if self.grounder is not None:
-            return self._above(sentences, features, known, among, threshold, top_k)
+            return self._above(sentences, features, known, said, among, threshold, top_k)
         found = search_films(
             [self.films[at] for at in among],
             sentences,
@@ -113,13 +120,55 @@ class LibrarySearch:
             top_k=top_k,
             run=f"clip:{self.library.encoder}",
         )
-        return [[(film.video_path, answer) for film, answer in row] for row in found]
+        answers = [[(film.video_path, answer) for film, answer in row] for row in found]
+        is_calibrated = self.calibration is not None
+        return [
+            self._merged(row, spoken, is_calibrated, threshold, top_k)
+            for row, spoken in zip(answers, said, strict=True)
+        ]
+
+    def _said(self, sentence: str, among: Sequence[int]) -> dict[int, list[Said]]:
+        """What is said in films that may be meant, by the film's number."""
+        if self.words is None:
+            return {}
+        numbers = {self.known[at].film_id: at for at in among}
+        found: dict[int, list[Said]] = {}
+        for one in self.words.search(sentence, among=numbers):
+            found.setdefault(numbers[one.passage.film_id], []).append(one)
+        return found
+
+    def _merged(
+        self,
+        answers: list[Answer],
+        said: dict[int, list[Said]],
+        is_calibrated: bool,
+        threshold: float,
+        top_k: int,
+    ) -> list[Answer]:
+        """A sentence's films by picture and by words."""
+        if not said:
+            return answers
+        by_path = dict(answers)
+        sentence, run = answers[0][1].query, answers[0][1].run
+        number = answers[0][1].qid.rsplit("_", 1)[1]
+        for at in said:
+            film = self.known[at]
+            if film.path not in by_path:
+                vid = film.path.stem
+                qid = f"{vid}_{number}"
+                by_path[film.path] = Prediction(qid, vid, sentence, film.duration_s, False, run=run)
+        numbers = {self.known[at].path: at for at in said}
+        for path, answer in by_path.items():
+            spoken = said.get(numbers.get(path, -1), [])
+            merge(answer, spoken, is_calibrated=is_calibrated, threshold=threshold, top_k=top_k)
+        return best_of(list(by_path.items()), top_k)
 
     def _above(
         self,
         sentences: Sequence[str],
         features: np.ndarray,
         tokens_per_word: np.ndarray,
+        said: list[dict[int, list[Said]]],
         among: Sequence[int],
         threshold: float,
         top_k: int,
@@ -137,25 +186,38 @@ class LibrarySearch:
             per_film=1,
         )
         asked: dict[int, list[int]] = {}  # sentences of each film
-        for number, row in enumerate(ranked):
-            for at, _ in row or [(0, None)]:
-                asked.setdefault(among[at], []).append(number)
+        for number, (row, spoken) in enumerate(zip(ranked, said, strict=True)):
+            seen = [among[at] for at, _ in row]
+            in_turn = [at for pair in itertools.zip_longest(spoken, seen) for at in pair]
+            best = [at for at in dict.fromkeys(in_turn) if at is not None][: self.best_films]
+            for at in best or [among[0]]:
+                asked.setdefault(at, []).append(number)
         answers: list[list[Answer]] = [[] for _ in sentences]
         for at, numbers in asked.items():
             film = self.known[at]
             texts = [sentences[number] for number in numbers]
-            found = self._ask(film, texts, threshold, top_k)
+            hints = [hints_of(said[number].get(at, [])) for number in numbers]
+            found = self._ask(film, texts, hints, threshold, top_k)
             for number, answer in zip(numbers, found, strict=True):
                 answer.qid = f"{answer.vid}_{number:03d}"
                 answers[number].append((film.path, answer))
-        return [best_of(row, top_k) for row in answers]
+        is_calibrated = self.grounder.calibration is not None
+        return [
+            self._merged(best_of(row, top_k), spoken, is_calibrated, threshold, top_k)
+            for row, spoken in zip(answers, said, strict=True)
+        ]
 
     def _ask(
-        self, film: LibraryFilm, sentences: list[str], threshold: float, top_k: int
+        self,
+        film: LibraryFilm,
+        sentences: list[str],
+        hints: list[list[tuple[float, float]]],
+        threshold: float,
+        top_k: int,
     ) -> list[Prediction]:
         grounder = self.grounder
         opened = self.library.film(film, grounder.clip, grounder.feature_fps)
-        options = self.options | {"threshold": threshold, "top_k": top_k}
+        options = self.options | {"threshold": threshold, "top_k": top_k, "hints": hints}
         found = grounder.ground(opened, sentences, **options)
         rows = opened.features
         print(f"{film.path}: read {rows.num_read} of {len(rows)} frames", file=sys.stderr)

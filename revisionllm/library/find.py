@@ -158,9 +158,11 @@ class LibrarySearch:
                 qid = f"{vid}_{number}"
                 by_path[film.path] = Prediction(qid, vid, sentence, film.duration_s, False, run=run)
         numbers = {self.known[at].path: at for at in said}
+        shown = max((m.score for _, answer in answers for m in answer.moments), default=0.0)
+        options = {"is_calibrated": is_calibrated, "shown": shown}
         for path, answer in by_path.items():
             spoken = said.get(numbers.get(path, -1), [])
-            merge(answer, spoken, is_calibrated=is_calibrated, threshold=threshold, top_k=top_k)
+            merge(answer, spoken, threshold=threshold, top_k=top_k, **options)
         return best_of(list(by_path.items()), top_k)
 
     def _above(

@@ -50,7 +50,7 @@ FORMAT = 1
 TOKENS = "porter unicode61 remove_diacritics 2"
 CALIBRATION = "words_calibration.json"
 QUOTE = ("precision", "run", "run_precision")  # what says that a passage is quoted
-MEANING = ("cosine", "run")  # that it means the same, in other words
+MEANING = ("cosine", "coverage", "precision")  # that it means the same
 WORDING = ("coverage", "precision")  # the same without a sentence encoder
 
 
@@ -73,18 +73,28 @@ class Said:
             of the passage's in the sentence; `run`, the share of the sentence that the passage says
             word by word; all weighted by how rare words are; `run_precision`, their product;
             `cosine`, if there is a sentence encoder.
-        chance: that it is meant, 0..1, calibrated.
+        quoted, alike: probabilities, 0..1, that it is quoted, and that it means the same.
     """
 
     passage: Passage
     parts: dict[str, float]
-    chance: float
+    quoted: float
+    alike: float
 
     @property
-    def moment(self) -> Moment:
-        """As a moment of the film."""
-        at = self.passage
-        return Moment(at.start_s, at.end_s, self.chance, dict(self.parts), LEVEL, at.text)
+    def chance(self) -> float:
+        """That it is meant, one way or the other."""
+        return self.chance_beside(0.0)
+
+    def chance_beside(self, shown: float) -> float:
+        """The same, where the sentence is shown with probability `shown`: who describes what is
+        seen does not mean what is said about such things."""
+        return 1 - (1 - self.quoted) * (1 - self.alike * (1 - shown))
+
+    def moment(self, shown: float = 0.0) -> Moment:
+        """As a moment of the film; see `chance_beside`."""
+        at, score = self.passage, self.chance_beside(shown)
+        return Moment(at.start_s, at.end_s, score, dict(self.parts), LEVEL, at.text)
 
 
 def hints_of(said: Sequence[Said]) -> list[tuple[float, float]]:
@@ -127,10 +137,10 @@ class WordsCalibration:
         about = json.loads((Path(__file__).parent / CALIBRATION).read_text("utf-8"))
         return cls(*(from_dict(about[field.name]) for field in fields(cls)))
 
-    def chances(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
-        """That passages are meant, one way or the other: [N], 0..1."""
+    def chances(self, parts: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """That passages are quoted, and that they mean the same: [N] each, 0..1."""
         other = self.meaning if "cosine" in parts else self.wording
-        return 1 - (1 - self.quote.confidence(parts)) * (1 - other.confidence(parts))
+        return self.quote.confidence(parts), other.confidence(parts)
 
 
 class WordsIndex:
@@ -265,12 +275,15 @@ class WordsIndex:
         found, parts = self.candidates(sentence, among)
         if not found:
             return []
-        chances = (calibration or WordsCalibration.shipped()).chances(parts)
+        table = zip(*(calibration or WordsCalibration.shipped()).chances(parts), strict=True)
         said = [
             Said(
-                passage, {name: float(values[at]) for name, values in parts.items()}, float(chance)
+                passage,
+                {name: float(values[at]) for name, values in parts.items()},
+                float(quoted),
+                float(alike),
             )
-            for at, (passage, chance) in enumerate(zip(found, chances, strict=True))
+            for at, (passage, (quoted, alike)) in enumerate(zip(found, table, strict=True))
         ]
         said.sort(key=lambda one: (-one.chance, one.passage.film_id, one.passage.start_s))
         return said[:top_k]
@@ -500,6 +513,7 @@ def merge(
     said: Sequence[Said],
     *,
     is_calibrated: bool,
+    shown: float | None = None,
     threshold: float = 0.5,
     top_k: int = 5,
 ) -> None:
@@ -508,32 +522,37 @@ def merge(
     Args:
         prediction: of the picture's levels; changed in place.
         said: passages of this film.
+        shown: how probable it is that the sentence is shown, in this film or another.
         is_calibrated: whether the picture's scores are probabilities. If not, they are a rank
             alone: they are halved, so that passages that are probably meant come before them and
             the others after the best.
     """
-    shown, spoken = prediction.moments, [one.moment for one in said]
+    pictures = prediction.moments
     if not is_calibrated:
-        for moment in shown:
+        for moment in pictures:
             moment.score /= 2
     if not said:
         return
+    if shown is None:
+        shown = max((moment.score for moment in pictures), default=0.0)
+    spoken = [one.moment(shown if is_calibrated else 0.0) for one in said]
+    best = max(moment.score for moment in spoken)
     for moment in spoken:
         around = next(
-            (one for one in shown if one.score >= threshold and _holds(one, moment)), None
+            (one for one in pictures if one.score >= threshold and _holds(one, moment)), None
         )
         if around is not None:  # said while it is shown: one event, seen and heard
             alone, moment.score = moment.score, min(moment.score, around.score)
             around.score = 1 - (1 - around.score) * (1 - alone)
-    moments = [*shown, *spoken]
+    moments = [*pictures, *spoken]
     spans = np.array([(moment.start_s, moment.end_s) for moment in moments])
     scores = np.array([moment.score for moment in moments])
     kept = suppress(spans, scores, iou_threshold=SAME_IOU, top_k=top_k)
     prediction.moments = [moments[at] for at in kept.tolist()]
-    prediction.found = prediction.found or said[0].chance >= threshold
+    prediction.found = prediction.found or best >= threshold
 
 
-def _holds(shown: Moment, spoken: Moment) -> bool:
+def _holds(picture: Moment, spoken: Moment) -> bool:
     """Whether most of what is said is said while the other lasts."""
-    shared_s = min(shown.end_s, spoken.end_s) - max(shown.start_s, spoken.start_s)
+    shared_s = min(picture.end_s, spoken.end_s) - max(picture.start_s, spoken.start_s)
     return shared_s > 0.5 * (spoken.end_s - spoken.start_s)

@@ -267,7 +267,8 @@ def find_by_levels(args: argparse.Namespace, model: ModelFile) -> Answers:
         hints=[hints_of(row) for row in said] if said else None,
         **_search_options(args),
     )
-    _merge(args, predictions, said, is_calibrated=grounder.calibration is not None)
+    # an uncalibrated presence is a probability, too, as the model tells it
+    _merge(args, predictions, said, is_calibrated=True)
     config = grounder.config
     num_windows = len(
         dense_windows(film.duration_s, window_s=config.window_s, stride_s=config.stride_s)

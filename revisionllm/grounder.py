@@ -160,7 +160,15 @@ class Grounder:
         return self.engines["dense"]
 
     @classmethod
-    def of_engine(cls, engine, clip, calibration=None) -> Grounder:
+    def of_engine(
+        cls,
+        engine,
+        clip,
+        calibration=None,
+        *,
+        long_runs: Sequence[str | os.PathLike] = (),
+        device: str = "auto",
+    ) -> Grounder:
         """Another model's windows below an encoder's level.
 
         Args:
@@ -168,14 +176,32 @@ class Grounder:
                 and a `signature`.
             clip: of the encoder.
             calibration: of the engine's answers; None: the score is the presence.
+            long_runs: run folders of the long stage between them, the coarsest first.
+
+        Raises:
+            UserError: a run is not of the long stage, or was trained on another encoder's features.
         """
+        from revisionllm.model.loading import load_model
+
+        engines = {"dense": engine}
+        models = [load_model(local(run), device=device) for run in long_runs]
+        for run, model in zip(long_runs, models, strict=True):
+            if model.config.clip_fingerprint not in (None, clip.fingerprint()):
+                raise UserError(
+                    f"{run} reads features of CLIP {model.config.clip_fingerprint}, the encoder is"
+                    f" {clip.fingerprint()}"
+                )
+        rates = {model.config.feature_fps for model in models} or {ENCODER_FPS}
+        if len(rates) > 1:
+            raise UserError(f"the long runs read {sorted(rates)} frames per second; one rate only")
         return cls(
-            {"dense": engine},
+            engines,
             engine.profile,
             clip,
             run=engine.signature,
-            feature_fps=ENCODER_FPS,
+            feature_fps=rates.pop(),
             calibration=calibration,
+            long_levels=_add_long(engines, models),
             is_foreign=True,
         )
 
@@ -276,7 +302,8 @@ class Grounder:
         if search not in (*SEARCHES, "pruned"):
             raise UserError(f"search {search!r} is not one of {', '.join(SEARCHES)}")
         if self.is_foreign:
-            return [budget_plan(self.config, None if search == "exhaustive" else budget)]
+            most = None if search == "exhaustive" else budget
+            return [budget_plan(self.config, most, duration_s, self.long_levels)]
         plans = search_plans(
             self.config,
             duration_s,

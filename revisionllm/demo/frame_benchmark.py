@@ -38,17 +38,19 @@ class Judged:
     truths: list[tuple]
 
 
-def film_rows(split: str, seed: int, clip, cache: Path, minutes: float = MINUTES) -> np.ndarray:
-    """Frame features of a rendered film [T, D], one per second, kept in `cache`."""
+def film_rows(
+    split: str, seed: int, clip, cache: Path, minutes: float = MINUTES, fps: float = 1.0
+) -> np.ndarray:
+    """Frame features of a rendered film [T, D], `fps` per second, kept in `cache`."""
     from revisionllm.data.stores.feature_writers import save_npy
     from revisionllm.demo.training.film_features import film_features
     from revisionllm.demo.world.plans import FILM_FPS, WORLD_VERSION
 
     cache.mkdir(parents=True, exist_ok=True)
     length = "" if minutes == MINUTES else f"-{minutes:g}min"
-    name = f"{clip.fingerprint()}-w{WORLD_VERSION}-{split}-{seed}{length}-1fps.npy"
+    name = f"{clip.fingerprint()}-w{WORLD_VERSION}-{split}-{seed}{length}-{fps:.3g}fps.npy"
     if not (cache / name).exists():
-        step = {"first": 0, "step": round(FILM_FPS)}
+        step = {"first": 0, "step": round(FILM_FPS / fps)}
         save_npy(cache / name, film_features(seed, minutes * 60, split, clip, **step))
     return np.load(cache / name, allow_pickle=False)
 

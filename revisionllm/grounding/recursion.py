@@ -41,6 +41,9 @@ from revisionllm.grounding.windows import merge_ranges, pad_ranges, touching_ind
 
 ORDERS = ("coarse_to_fine", "fine_to_coarse", "exhaustive")
 
+FIRST_SHARE = 2 / 3  # of `most_windows`, before the answers say where to look again
+BELIEVED = 0.5  # presence from which on a span is worth a second window
+
 Predict = Callable[[Level, list[Question]], Sequence[WindowAnswer]]
 
 
@@ -173,10 +176,9 @@ class _Run:
             ranges = [self._survivors(at, query) for query in self.queries]
         last = self.levels[-1]
         ranges = [merge_ranges([*ranges[q], *self.hints[q]]) for q in self.queries]
-        self._look(
-            last, [self._affordable(last, q, last.touching(ranges[q])) for q in self.queries]
-        )
-        self._look(last, [self._second_look(last, query) for query in self.queries])
+        wanted = [last.touching(ranges[q]) for q in self.queries]
+        self._look(last, [self._first_look(last, q, wanted[q]) for q in self.queries])
+        self._look(last, [self._second_look(last, q, wanted[q]) for q in self.queries])
 
     def _fine_to_coarse(self) -> None:
         self._look_everywhere(self.levels[-1])
@@ -293,21 +295,54 @@ class _Run:
         report.ranges_s = pad_ranges(ranges, at.level.margin, self.duration_s)
         return report.ranges_s
 
-    def _affordable(self, at: _LevelRun, query: int, indices: np.ndarray) -> np.ndarray:
-        """Of the last level's windows those that `most_windows` allows, sorted.
-
-        Each hint and each range of the level before, in turn and the best first, gets the window
-        that shows it most in the middle; what is left goes to the other windows of these ranges in
-        the same order.
-        """
+    def _first_look(self, at: _LevelRun, query: int, indices: np.ndarray) -> np.ndarray:
+        """The last level's windows, sorted; where `most_windows` allows less, a share of that."""
         most = at.level.most_windows
         if most is None or indices.size <= most:
             return indices
+        return np.sort(self._in_turn(at, query, indices)[: math.ceil(FIRST_SHARE * most)])
+
+    def _second_look(self, at: _LevelRun, query: int, indices: np.ndarray) -> np.ndarray:
+        """Windows of the last level to ask about after the first answers, sorted.
+
+        Where it may ask about all that the level before kept, and it named nothing: the best ones
+        not seen yet. Else what is left of `most_windows`: the windows that also show what was
+        named, to be told twice, then the next ones in turn.
+        """
+        report, most = at.reports[query], at.level.most_windows
+        seen = report.visited
+        if most is None or indices.size <= most:
+            if at.named[query][0]:
+                return np.zeros(0, dtype=np.int64)
+            unseen = np.setdiff1d(np.arange(len(at.windows)), seen)
+            count = self.fallback_top if most is None else min(self.fallback_top, most - len(seen))
+            best = self._best(at, query, unseen, count)
+            report.fell_back = best.size > 0
+            return best
+        answers = [answer for _, answer in at.answers[query]]
+        found = ranking.candidates_of(answers, self.duration_s)
+        chances = found.presence * found.weight
+        order = [n for n in np.argsort(-chances, kind="stable") if chances[n] >= BELIEVED]
+        again = [np.zeros(0, dtype=np.int64)]
+        for start_s, end_s in found.spans_s[order]:
+            shared_s = np.minimum(at.ends_s, end_s) - np.maximum(at.starts_s, start_s)
+            again.append(np.nonzero(shared_s > (end_s - start_s) / 2)[0])
+        chosen = dict.fromkeys([*np.concatenate(again), *self._in_turn(at, query, indices)])
+        unseen = [index for index in chosen if index not in set(seen)]
+        return np.array(sorted(unseen[: most - len(seen)]), dtype=np.int64)
+
+    def _in_turn(self, at: _LevelRun, query: int, indices: np.ndarray) -> np.ndarray:
+        """Windows of the last level in the order in which they are worth asking about.
+
+        Each hint and each range of the level before, in turn and the best first, gets the window
+        that shows it most in the middle; then come the other windows of these ranges in the same
+        order.
+        """
         named = self.levels[at.position - 1].named[query][0] if at.position else []
         in_turn = itertools.zip_longest(self.hints[query], named)
         named = [span for pair in in_turn for span in pair if span is not None]
         if not named:
-            return self._best(at, query, indices, most)
+            return self._best(at, query, indices, indices.size)
         middles = (at.starts_s + at.ends_s) / 2
         by_range = []
         for start_s, end_s in named:
@@ -317,21 +352,9 @@ class _Run:
         chosen: dict[int, None] = {}
         for turn in range(max(map(len, by_range))):
             for touched in by_range:
-                if turn < len(touched) and len(chosen) < most:
+                if turn < len(touched):
                     chosen.setdefault(touched[turn])
-        return np.array(sorted(chosen), dtype=np.int64)
-
-    def _second_look(self, at: _LevelRun, query: int) -> np.ndarray:
-        """Windows of the last level to try when it named nothing: the best ones not seen yet."""
-        if at.named[query][0]:
-            return np.zeros(0, dtype=np.int64)
-        unseen = np.setdiff1d(np.arange(len(at.windows)), at.reports[query].visited)
-        count = self.fallback_top
-        if at.level.most_windows is not None:
-            count = min(count, at.level.most_windows - len(at.reports[query].visited))
-        best = self._best(at, query, unseen, count)
-        at.reports[query].fell_back = best.size > 0
-        return best
+        return np.array([*chosen], dtype=np.int64)
 
     def _best(self, at: _LevelRun, query: int, indices: np.ndarray, count: int) -> np.ndarray:
         """The `count` windows of `indices` with the best cosine (evenly spaced without), sorted."""

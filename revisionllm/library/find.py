@@ -158,7 +158,8 @@ class LibrarySearch:
                 qid = f"{vid}_{number}"
                 by_path[film.path] = Prediction(qid, vid, sentence, film.duration_s, False, run=run)
         numbers = {self.known[at].path: at for at in said}
-        shown = max((m.score for _, answer in answers for m in answer.moments), default=0.0)
+        scores = [moment.score for _, answer in answers for moment in answer.moments]
+        shown = max(scores, default=0.0) if is_calibrated else None
         options = {"is_calibrated": is_calibrated, "shown": shown}
         for path, answer in by_path.items():
             spoken = said.get(numbers.get(path, -1), [])
@@ -203,9 +204,8 @@ class LibrarySearch:
             for number, answer in zip(numbers, found, strict=True):
                 answer.qid = f"{answer.vid}_{number:03d}"
                 answers[number].append((film.path, answer))
-        is_calibrated = self.grounder.calibration is not None
-        return [
-            self._merged(best_of(row, top_k), spoken, is_calibrated, threshold, top_k)
+        return [  # an uncalibrated presence is a probability, too, as the model tells it
+            self._merged(best_of(row, top_k), spoken, True, threshold, top_k)
             for row, spoken in zip(answers, said, strict=True)
         ]
 

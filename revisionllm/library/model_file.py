@@ -5,7 +5,7 @@
 `encoder` is anything that `--model` takes; `dense` and `long` are run folders (the coarsest long
 run first) or hf: references. Folders count from the file's own. Without `dense` the encoder stands
 alone, or above another model: `{"encoder": ..., "grounder": "http://host:port/v1#model",
-"profile": "mine.toml"}` (docs/grounders.md).
+"profile": "mine.toml"}`, long runs between them if there are any (docs/grounders.md).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def open_levels(
 
         clip = load_clip(model.encoder, device=device)
     calibration = read_calibration(model.folder) if model.folder else None
-    return Grounder.of_engine(engine, clip, calibration)
+    return Grounder.of_engine(engine, clip, calibration, long_runs=model.long, device=device)
 
 
 def read_model(name: str) -> ModelFile:
@@ -175,8 +175,8 @@ def _read(folder: Path) -> ModelFile:
         raise UserError(f"{path}: dense and grounder: give one of them")
     if encoder != "demo" and not encoder.startswith((CLIP_PREFIX, PREFIX)):
         raise UserError(f"{path}: encoder is demo, clip:NAME:TAG, clip:FOLDER or hf:owner/name")
-    if long and dense is None:
-        raise UserError(f"{path}: long runs need a dense one below them")
+    if long and dense is None and grounder is None:
+        raise UserError(f"{path}: long runs need a dense one or a grounder below them")
 
     def placed(text: str) -> str:
         return local(text) if is_reference(text) else os.path.join(folder, text)
@@ -191,5 +191,5 @@ def _read(folder: Path) -> ModelFile:
             raise UserError(f"{path}: no run {run}; checkpoints/README.md says what makes one")
     if grounder is not None:
         where = folder / profile if profile else None
-        return ModelFile(found, grounder=grounder, profile=where, folder=folder)
+        return ModelFile(found, None, tuple(runs), grounder, where, folder)
     return ModelFile(found, *([runs[0], tuple(runs[1:])] if runs else []))

@@ -522,32 +522,40 @@ def merge(
     Args:
         prediction: of the picture's levels; changed in place.
         said: passages of this film.
-        shown: how probable it is that the sentence is shown, in this film or another.
+        shown: how probable it is that the sentence is shown, in this film or another; None: the
+            best of the picture's scores, or unknown if they are a rank.
         is_calibrated: whether the picture's scores are probabilities. If not, they are a rank
             alone: they are halved, so that passages that are probably meant come before them and
             the others after the best.
     """
     pictures = prediction.moments
+    if shown is None:
+        best = max((moment.score for moment in pictures), default=0.0)
+        shown = best if is_calibrated else 0.0
     if not is_calibrated:
         for moment in pictures:
             moment.score /= 2
     if not said:
         return
-    if shown is None:
-        shown = max((moment.score for moment in pictures), default=0.0)
-    spoken = [one.moment(shown if is_calibrated else 0.0) for one in said]
+    spoken = [one.moment(shown) for one in said]
+    told = dict.fromkeys(range(len(pictures)), 0.0)  # how much words agree with each
     best = max(moment.score for moment in spoken)
     for moment in spoken:
         around = next(
-            (one for one in pictures if one.score >= threshold and _holds(one, moment)), None
+            (n for n, one in enumerate(pictures) if one.score >= threshold and _holds(one, moment)),
+            None,
         )
         if around is not None:  # said while it is shown: one event, seen and heard
-            alone, moment.score = moment.score, min(moment.score, around.score)
-            around.score = 1 - (1 - around.score) * (1 - alone)
+            picture, alone = pictures[around], moment.score
+            moment.score = min(alone, picture.score)
+            picture.score = 1 - (1 - picture.score) * (1 - alone)
+            told[around] = max(told[around], alone if alone >= threshold else 0.0)
     moments = [*pictures, *spoken]
     spans = np.array([(moment.start_s, moment.end_s) for moment in moments])
     scores = np.array([moment.score for moment in moments])
-    kept = suppress(spans, scores, iou_threshold=SAME_IOU, top_k=top_k)
+    agree = np.array([told.get(at, 0.0) for at in range(len(moments))])
+    order = np.lexsort((-agree, -scores))  # who says yes or no alone gives many equal scores
+    kept = order[suppress(spans[order], scores[order], iou_threshold=SAME_IOU, top_k=top_k)]
     prediction.moments = [moments[at] for at in kept.tolist()]
     prediction.found = prediction.found or best >= threshold
 

@@ -105,12 +105,16 @@ def cosine_level(config, duration_s: float, keep: float = DEFAULT_KEEP) -> Level
     return Level("cosine", "cosine", segment_s, stride_s, keep_top=top, margin_s=0.0)
 
 
-def budget_plan(config, budget: int | None) -> Plan:
-    """Text-frame cosine of short segments, then so many dense windows per sentence; None: every
-    window.
+def budget_plan(
+    config, budget: int | None, duration_s: float = 0.0, long_levels: Sequence[Level] = ()
+) -> Plan:
+    """Text-frame cosine of short segments, then long levels, then so many dense windows per
+    sentence; None: every window.
 
     Args:
         config: names the windows, in `window_s` and `stride_s`.
+        duration_s: length of the film, for long levels.
+        long_levels: coarse to fine.
     """
     dense = Level("dense", "dense", config.window_s, config.stride_s, most_windows=budget)
     if budget is None:
@@ -119,7 +123,12 @@ def budget_plan(config, budget: int | None) -> Plan:
     # neighbouring segments fall into one window
     keep = budget * max(1, math.ceil(config.window_s / segment_s))
     cosine = Level("cosine", "cosine", segment_s, segment_s / 2, keep_top=keep, margin_s=0.0)
-    return Plan("budget", (cosine, dense), "coarse_to_fine")
+    if not long_levels:
+        return Plan("budget", (cosine, dense), "coarse_to_fine")
+    *coarser, finest = bounded(long_levels, duration_s, LONG_KEEP, COSINE_WEIGHT)
+    finest = replace(finest, keep_top=max(keep, finest.keep_top))
+    wide = replace(cosine, keep_top=round(COARSER_KEEPS * finest.keep_top))
+    return Plan("budget, long", (wide, *coarser, finest, dense), "coarse_to_fine")
 
 
 def _survivors(keep: float, duration_s: float, stride_s: float) -> int:

@@ -15,7 +15,7 @@ from revisionllm.demo.world.captions import on_screen
 from revisionllm.demo.world.language import WORDS, noun_phrase
 from revisionllm.demo.world.plans import FILM_FPS, FilmPlan, pose_of
 
-MOST_SPANS = 6  # a question that is true more often says too little
+MOST_SPANS = 6  # per hour; a question that is true more often says too little
 SHORTEST_S = 2.0
 BRIDGED_S = 1.0  # who blinks is still there
 
@@ -50,6 +50,11 @@ def seen_in(plan: FilmPlan) -> dict[Seen, list[tuple[float, float]]]:
     return {seen: sorted(spans) for seen, spans in found.items() if spans}
 
 
+def most_spans(plan: FilmPlan) -> int:
+    """How often a question about a film may be true."""
+    return round(MOST_SPANS * max(1.0, plan.duration_s / 3600))
+
+
 def frame_questions(
     plan: FilmPlan, num_present: int, num_absent: int, seed: int = 0
 ) -> list[FrameQuestion]:
@@ -64,7 +69,7 @@ def frame_questions(
     askable = [
         seen
         for seen, spans in sorted(found.items())
-        if len(spans) <= MOST_SPANS and all(end - start >= SHORTEST_S for start, end in spans)
+        if len(spans) <= most_spans(plan) and all(end - start >= SHORTEST_S for start, end in spans)
     ]
     things = {(colour, shape) for colour, shape, _ in found}
     colours, shapes, places = (sorted({seen[i] for seen in found}) for i in range(3))

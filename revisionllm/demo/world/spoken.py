@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from revisionllm.demo.world.frame_questions import MOST_SPANS, frame_questions, seen_in
+from revisionllm.demo.world.frame_questions import frame_questions, most_spans, seen_in
 from revisionllm.demo.world.language import WORDS, noun_phrase
 from revisionllm.demo.world.plans import FilmPlan
 
@@ -182,7 +182,7 @@ class _Talk:
             if text not in self._used:
                 self._used.add(text)
                 return text, other.format(**chosen)
-        raise ValueError("the film is too long for so little talk")
+        return "", ""  # all has been said
 
 
 def _named(kind: str, seen: dict, time_s: float, rng: np.random.Generator) -> str:
@@ -205,7 +205,7 @@ def spoken_questions(plan: FilmPlan, lines: list[SpokenLine], count: int) -> lis
 
     A quote is `SHORTEST_QUOTE` to `LONGEST_QUOTE` words of a line in a row, without capitals and
     stops; it is true of every line that holds it. A paraphrase is true of every line that it
-    rewords. None is true of more than `MOST_SPANS` lines.
+    rewords. None is true of more than `most_spans` lines.
     """
     rng = np.random.default_rng([plan.seed, 43])
     talk = [line for line in lines if line.kind == "talk"]
@@ -219,7 +219,7 @@ def spoken_questions(plan: FilmPlan, lines: list[SpokenLine], count: int) -> lis
             if (line.other == sentence)
             or (kind == "quote" and f" {sentence} " in f" {_plain(line.text)} ")
         )
-        if len(true) <= MOST_SPANS and all(sentence != one.sentence for one in asked):
+        if len(true) <= most_spans(plan) and all(sentence != one.sentence for one in asked):
             asked.append(SpokenQuestion(sentence, kind, true))
         if len(asked) == 2 * count:
             break

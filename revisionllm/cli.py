@@ -20,6 +20,8 @@ VERBS = {
     "find": ("revisionllm.find", "ground sentences in any video file, or in a library of them"),
     "index": ("revisionllm.library.index", "read films once, for `find` to search all of them"),
     "app": ("revisionllm.app", "search an index of films in the browser"),
+    "serve": ("revisionllm.service.serve", "an index of films over HTTP"),
+    "mcp": ("revisionllm.service.mcp_tools", "an index of films as tools for agents"),
     "library": ("revisionllm.library.manage", "list, verify or remove films of an index"),
     "cut": ("revisionllm.library.cut", "moments as clips, and as markers for editors"),
     "features": ("revisionllm.data.features_cli", "extract, convert, verify or describe features"),

@@ -26,7 +26,7 @@ ORDER = (
     ("library",),
     ("eval", "interop"),
     ("viewer",),
-    ("app",),
+    ("app", "service"),
     ("find", "demo"),
     ("doctor",),
     ("cli",),

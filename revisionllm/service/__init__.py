@@ -1,0 +1,1 @@
+"""A library for other programs: over HTTP (`serve`), for agents (`mcp`), by the same functions."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,6 @@ from revisionllm.grounder import (
     SEARCHES,
     check_sentences,
     default_features_dir,
-    film_of,
 )
 from revisionllm.library.cut import add_cut_options
 from revisionllm.library.words import add_words_option
@@ -38,8 +36,6 @@ from revisionllm.model.hub import path_argument
 
 if TYPE_CHECKING:
     from revisionllm.library.model_file import ModelFile
-    from revisionllm.library.words import Said
-    from revisionllm.records.films import Film
     from revisionllm.records.predictions import Prediction
 
     Answers = list[tuple[Path, Prediction]]  # films, and predictions about them
@@ -140,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
             )
         search = find_in_library
     else:
-        search = find_by_encoder if model.is_alone else find_by_levels
+        search = find_in_film
     for path in args.markers:
         check_markers(path, inputs=[args.video], overwrite=args.overwrite)
     answers = search(args, model)
@@ -220,92 +216,27 @@ def _search_options(args: argparse.Namespace) -> dict[str, Any]:
     return {"search": args.search, "keep": args.keep, "budget": args.budget, "verbose": True}
 
 
-def find_by_encoder(args: argparse.Namespace, model: ModelFile) -> Answers:
-    """Search one film by an encoder alone."""
+def find_in_film(args: argparse.Namespace, model: ModelFile) -> Answers:
+    """Search one film."""
     from revisionllm.data.video import probe
-
-    probe(args.video)
-    from revisionllm.library.frames import FEATURE_FPS, ground_frames, read_frames_calibration
-    from revisionllm.model.clip import load_clip
-
-    calibration = read_frames_calibration(model.encoder)
-    clip = load_clip(model.encoder, device=args.device)
-    _, sentences = clip.encode_texts(args.sentences)
-    film = film_of(args.video, clip, FEATURE_FPS, features_dir=args.features_dir)
-    said = _said(args, film)
-    predictions = ground_frames(
-        film,
-        args.sentences,
-        sentences.numpy(),
-        calibration=calibration,
-        tokens_per_word=clip.tokens_per_word(args.sentences),
-        threshold=args.threshold,
-        top_k=args.top_k,
-        run=args.model,
-    )
-    _merge(args, predictions, said, is_calibrated=calibration is not None)
-    return _show(args, film, predictions, None)
-
-
-def find_by_levels(args: argparse.Namespace, model: ModelFile) -> Answers:
-    """Search one film by a run's levels, or another model's windows."""
-    from revisionllm.data.video import probe
-    from revisionllm.grounding.windows import dense_windows
-    from revisionllm.library.model_file import open_levels
-    from revisionllm.library.words import hints_of
+    from revisionllm.library.film_search import FilmSearch
 
     probe(args.video)  # a bad file is told before the model is loaded
-    grounder = open_levels(model, device=args.device, kept_in=args.features_dir)
-    grounder.clip.encode_texts(args.sentences)  # and so is a sentence that is too long
-    film = grounder.open_film(args.video, features_dir=args.features_dir)
-    said = _said(args, film)
-    predictions = grounder.ground(
-        film,
+    searching = FilmSearch(
+        model,
+        device=args.device,
+        features_dir=args.features_dir,
+        words=args.words,
+        run=args.model,
+    )
+    film, predictions = searching.find(
+        args.video,
         args.sentences,
         threshold=args.threshold,
         top_k=args.top_k,
-        hints=[hints_of(row) for row in said] if said else None,
         **_search_options(args),
     )
-    # an uncalibrated presence is a probability, too, as the model tells it
-    _merge(args, predictions, said, is_calibrated=True)
-    config = grounder.config
-    num_windows = len(
-        dense_windows(film.duration_s, window_s=config.window_s, stride_s=config.stride_s)
-    )
-    return _show(args, film, predictions, num_windows)
-
-
-def _said(args: argparse.Namespace, film: Film) -> list[list[Said]] | None:
-    """Per sentence what is said in the film that may be meant; None where nothing is said."""
-    from revisionllm.library.words import words_of
-
-    folder = args.features_dir or default_features_dir()
-    words = words_of(film.video_path, film.duration_s, folder, args.words, device=args.device)
-    return words and words.search(args.sentences)
-
-
-def _merge(
-    args: argparse.Namespace,
-    predictions: Sequence[Prediction],
-    said: list[list[Said]] | None,
-    *,
-    is_calibrated: bool,
-) -> None:
-    from revisionllm.library.words import merge
-
-    for prediction, row in zip(predictions, said or (), strict=bool(said)):
-        merge(
-            prediction,
-            row,
-            is_calibrated=is_calibrated,
-            threshold=args.threshold,
-            top_k=args.top_k,
-        )
-
-
-def _show(args: argparse.Namespace, film, predictions, num_windows: int | None) -> Answers:
-    """Print a film's predictions, and write the page that was asked for."""
+    num_windows = searching.num_windows(film)
     for prediction in predictions:
         as_line = as_json(args.video, prediction) if args.json else None
         print(as_line or as_text(prediction, num_windows))

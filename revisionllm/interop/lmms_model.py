@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lmms_eval.api.model import lmms
 
 from revisionllm.errors import UserError
+from revisionllm.grounder import DEFAULT_BUDGET, DEFAULT_CHECKPOINT
 from revisionllm.interop.lmms_answers import query_of_prompt, sentence_of
+from revisionllm.library.model_file import ModelFile, read_model
 from revisionllm.records.predictions import Prediction
 
 PASSED_BY_LMMS_EVAL = {"max_batch_size"}  # beside batch_size and device
@@ -20,6 +24,9 @@ class ReVisionLLM(lmms):
 
     Args:
         checkpoint: run folder, as in `revisionllm find --checkpoint`; empty: the demo's.
+        model: demo, clip:NAME:TAG, hf:owner/name or a folder with a `model.json`: `find --model`.
+        grounder, grounder_profile, budget: another model for dense windows, as in `find`.
+        words: what is said is found, too, as in `find --words`; tasks without subtitles need none.
         device: auto, cpu or cuda.
         batch_size: accepted because lmms-eval passes it; the engine packs queries by itself.
         ground: the search to use instead of the checkpoint's.
@@ -30,6 +37,11 @@ class ReVisionLLM(lmms):
     def __init__(
         self,
         checkpoint: str = "",
+        model: str = "",
+        grounder: str = "",
+        grounder_profile: str = "",
+        budget: int | str = DEFAULT_BUDGET,
+        words: str = "none",
         device: str | None = "auto",
         batch_size: int | str = 1,
         ground: Ground | None = None,
@@ -39,7 +51,12 @@ class ReVisionLLM(lmms):
         if unused.keys() - PASSED_BY_LMMS_EVAL:
             raise UserError(f"unknown --model_args: {', '.join(unused)}")
         self.batch_size = batch_size
-        self._ground = ground or open_ground(checkpoint, device or "auto")
+        self._ground = ground or open_ground(
+            chosen(checkpoint, model, grounder, grounder_profile),
+            device=device or "auto",
+            budget=int(budget),
+            words=words,
+        )
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """One sentence per request, in their order; the queries on one video are asked together."""
@@ -68,9 +85,30 @@ class ReVisionLLM(lmms):
         raise NotImplementedError("ReVisionLLM answers each question on its own")
 
 
-def open_ground(checkpoint: str, device: str) -> Ground:
-    """The search of a checkpoint: opens a video (features are kept between calls), then asks."""
-    from revisionllm.grounder import DEFAULT_CHECKPOINT, Grounder
+def chosen(checkpoint: str, model: str, grounder: str, grounder_profile: str) -> ModelFile:
+    """What searches.
 
-    grounder = Grounder.from_checkpoint(checkpoint or DEFAULT_CHECKPOINT, device=device)
-    return lambda path, queries: grounder.ground(grounder.open_film(path), list(queries))
+    Raises:
+        UserError: the arguments contradict each other, or a place is empty.
+    """
+    if checkpoint and (model or grounder):
+        raise UserError("--model_args: checkpoint, or model and grounder")
+    if grounder_profile and not grounder:
+        raise UserError("--model_args: grounder_profile is of a grounder")
+    if not model:
+        found = ModelFile("", checkpoint or str(DEFAULT_CHECKPOINT))
+        found = replace(found, encoder=read_model("demo").encoder) if grounder else found
+    else:
+        found = read_model(model)
+    if grounder:
+        profile = Path(grounder_profile) if grounder_profile else None
+        found = replace(found, dense=None, long=(), grounder=grounder, profile=profile)
+    return found
+
+
+def open_ground(model: ModelFile, *, device: str, budget: int, words: str) -> Ground:
+    """The search of a model: opens a video (features are kept between calls), then asks."""
+    from revisionllm.library.film_search import FilmSearch
+
+    searching = FilmSearch(model, device=device, words=words)
+    return lambda path, queries: searching.find(Path(path), list(queries), budget=budget)[1]

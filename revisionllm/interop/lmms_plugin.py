@@ -2,6 +2,7 @@
 
     pip install lmms-eval
     lmms-eval --model revisionllm --model_args checkpoint=RUN --tasks extremewhenbench,timelens
+    lmms-eval --model revisionllm --model_args model=MODEL,grounder=vlm:FOLDER --tasks timelens
 
 The adapter takes the video's path and the question, runs our own search over the whole film, and
 answers in the sentence that the tasks parse. Importing this module needs no lmms-eval.

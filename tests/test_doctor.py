@@ -43,7 +43,7 @@ def test_what_is_wrong_is_a_problem_and_an_exit_code(capsys, monkeypatch) -> Non
     assert "the self-test failed: ZeroDivisionError" in problems
 
 
-def test_clean_takes_features_alone(cache, capsys) -> None:
+def test_clean_takes_what_find_keeps_alone(cache, capsys) -> None:
     mine = [cache / "notes.json", cache / "rows.npy", cache / "film.mp4"]
     for path in mine:
         path.write_text("{}")
@@ -52,14 +52,16 @@ def test_clean_takes_features_alone(cache, capsys) -> None:
         cache / "a.npy",
         cache / "b.npy.partial",
         cache / "b.npy.partial.json",
+        cache / "words.sqlite",
+        cache / "grounder_answers.sqlite-wal",
     ]
     for path in ours:
         path.write_text('{"made_by": "revisionllm"}')
     assert main(["doctor", "--no-test"]) == 0
-    assert "in 4 files" in capsys.readouterr().out
+    assert "in 6 files" in capsys.readouterr().out
     with (cache / "b.npy.partial").open("rb") as rows:
         fcntl.flock(rows, fcntl.LOCK_EX)
         assert main(["doctor", "--no-test", "--clean"]) == 0
-        assert sorted(cache.iterdir()) == sorted([*mine, *ours[2:]])
+        assert sorted(cache.iterdir()) == sorted([*mine, *ours[2:4]])
     assert main(["doctor", "--no-test", "--clean"]) == 0
     assert sorted(cache.iterdir()) == sorted(mine)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from revisionllm.model.clip import ClipFeatures
 
 NAME = "model.json"
+ANSWERS = "grounder_answers.sqlite"
 CLIP_PREFIX = "clip:"
 DEMO_HINT = (
     "revisionllm: these are the demo's weights, which know rendered films alone; for real footage"
@@ -85,7 +86,7 @@ def open_levels(
     from revisionllm.engine.foreign import make_engine
     from revisionllm.model.config import read_calibration
 
-    kept = (kept_in or default_features_dir()) / "grounder_answers.sqlite"
+    kept = (kept_in or default_features_dir()) / ANSWERS
     engine = make_engine(model.grounder, profile=model.profile, kept=kept, device=device)
     if clip is None:
         from revisionllm.model.clip import load_clip

@@ -6,8 +6,8 @@ help_of "-m pytest" "$@"
 use_environment test
 cd "$ROOT"
 (run "$PY" -m ruff check .)
-if [ $# -eq 0 ]; then # whole files, because their tests share what takes long to make
-    set -- -n "$OMP_NUM_THREADS" --dist loadfile
+if [ $# -eq 0 ]; then
+    set -- -n "$OMP_NUM_THREADS" --dist worksteal
     export OMP_NUM_THREADS=1
 fi
 run "$PY" -m pytest "$@"

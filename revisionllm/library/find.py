@@ -133,8 +133,10 @@ class LibrarySearch:
             return {}
         numbers = {self.known[at].film_id: at for at in among}
         found: dict[int, list[Said]] = {}
-        for one in self.words.search(sentence, among=numbers):
-            found.setdefault(numbers[one.passage.film_id], []).append(one)
+        some = None if len(numbers) == len(self.known) else numbers
+        for one in self.words.search(sentence, among=some):
+            if one.passage.film_id in numbers:
+                found.setdefault(numbers[one.passage.film_id], []).append(one)
         return found
 
     def _merged(

@@ -44,6 +44,9 @@ HINTS, HINT_CHANCE = 6, 0.1  # passages that dense windows look at, and how prob
 FILE = "words.sqlite"
 PASSAGE_S, PAUSE_S = 15.0, 1.0  # a passage's length at most, and the pause that ends it
 ENDS = (".", "!", "?", "…", '."', '!"', '?"', "\u3002", "\uff01", "\uff1f")
+BLOCK_ROWS = 1 << 16  # vectors that are widened at a time
+# words in more passages than both are not searched for where there are rarer ones
+COMMON_SHARE, COMMON_PASSAGES = 0.05, 200
 PROPOSED = 40  # passages that each search proposes, per sentence
 SAME_IOU = 0.5  # moments that overlap by more are one
 FORMAT = 1
@@ -306,13 +309,19 @@ class WordsIndex:
         if self.encoder is not None:
             numbers, vectors = self._all_vectors()
             if len(numbers):
-                near = vectors @ self.encoder.encode([sentence])[0].astype(np.float32)
+                asked = self.encoder.encode([sentence])[0]
+                near = np.concatenate(
+                    [
+                        vectors[first : first + BLOCK_ROWS].astype(np.float32) @ asked
+                        for first in range(0, len(vectors), BLOCK_ROWS)
+                    ]
+                )
                 if among is not None:
                     near = np.where(self._are_of(numbers, among), near, -np.inf)
                 top = np.argsort(-near, kind="stable")[:PROPOSED]
                 cosines = {int(numbers[at]): float(near[at]) for at in top if near[at] > -np.inf}
-                at_of = {int(number): at for at, number in enumerate(numbers)}
-                cosines |= {number: float(near[at_of[number]]) for number in rows}
+                known = np.searchsorted(numbers, list(rows))  # numbers rise
+                cosines |= dict(zip(rows, near[known].tolist(), strict=True))
         numbers = sorted(rows.keys() | cosines.keys())
         return [(self._passage(number), cosines.get(number)) for number in numbers]
 
@@ -320,6 +329,7 @@ class WordsIndex:
         terms = self._terms([sentence])[0]
         if not terms:
             return []
+        terms = self._rare_enough(terms)
         wanted = " OR ".join('"' + term.replace('"', '""') + '"' for term in sorted({*terms}))
         order = "SELECT said.rowid, passages.film_id, bm25(said) AS score FROM said"
         order += " JOIN passages ON passages.id = said.rowid WHERE said MATCH ? ORDER BY score"
@@ -331,6 +341,16 @@ class WordsIndex:
             if len(kept) == PROPOSED:
                 break
         return kept
+
+    def _rare_enough(self, terms: Iterable[str]) -> list[str]:
+        """Terms that tell passages apart; where none does, all."""
+        (total,) = self._base.execute("SELECT count(*) FROM passages").fetchone()
+        most, kept = max(COMMON_PASSAGES, COMMON_SHARE * total), []
+        for term in terms:
+            row = self._base.execute("SELECT doc FROM terms WHERE term = ?", (term,)).fetchone()
+            if row and row[0] <= most:
+                kept.append(term)
+        return kept or list(terms)
 
     def _parts(
         self, sentence: str, found: Sequence[tuple[Passage, float | None]]
@@ -379,17 +399,17 @@ class WordsIndex:
         return Passage(*row.fetchone())
 
     def _all_vectors(self) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers of all passages [P], and their vectors [P, D]."""
+        """Numbers of all passages, rising [P], and their vectors, float16 [P, D]."""
         if self._vectors is None:
-            numbers, rows = [np.zeros(0, np.int64)], [np.zeros((0, self.encoder.dim), np.float32)]
+            numbers, rows = [np.zeros(0, np.int64)], [np.zeros((0, self.encoder.dim), np.float16)]
             for film_id, data in self._base.execute("SELECT film_id, vectors FROM films"):
                 of_film = self._base.execute(
                     "SELECT id FROM passages WHERE film_id = ? ORDER BY id", (film_id,)
                 )
                 numbers.append(np.array([row[0] for row in of_film], np.int64))
-                vectors = np.frombuffer(data, np.float16).reshape(-1, self.encoder.dim)
-                rows.append(vectors.astype(np.float32))
-            self._vectors = np.concatenate(numbers), np.concatenate(rows)
+                rows.append(np.frombuffer(data, np.float16).reshape(-1, self.encoder.dim))
+            order = np.argsort(np.concatenate(numbers), kind="stable")
+            self._vectors = np.concatenate(numbers)[order], np.concatenate(rows)[order]
         return self._vectors
 
     def _are_of(self, numbers: np.ndarray, among: set[str]) -> np.ndarray:

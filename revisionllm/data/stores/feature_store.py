@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ RATES = RANGES["feature_fps"]
 
 DIGEST = "sha256_of_rows"  # name of a description's digest, see `RowsDigest`
 CONTENTS = "video_contents"  # of the film's own digest and time of change
+# one header at a time: CPython 3.11's parser of literals may fail in several threads at once
+# (https://github.com/python/cpython/issues/106905)
+_HEADERS = threading.Lock()
 
 
 class RowsDigest:
@@ -187,7 +191,8 @@ class NpyFolderStore(FeatureStore):
     def _map(self, key: str) -> np.ndarray:
         path = self.path / f"{check_key(key)}.npy"
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            with _HEADERS:
+                array = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError as error:
             raise self._missing(key) from error
         except DAMAGED as error:

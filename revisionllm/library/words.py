@@ -329,8 +329,10 @@ class WordsIndex:
         terms = self._terms([sentence])[0]
         if not terms:
             return []
-        terms = self._rare_enough(terms)
-        wanted = " OR ".join('"' + term.replace('"', '""') + '"' for term in sorted({*terms}))
+        rare = self._rare_enough({*terms})
+        # words that are everywhere tell passages apart only together
+        joined = " OR " if rare else " AND "
+        wanted = joined.join('"' + t.replace('"', '""') + '"' for t in sorted(rare or {*terms}))
         order = "SELECT said.rowid, passages.film_id, bm25(said) AS score FROM said"
         order += " JOIN passages ON passages.id = said.rowid WHERE said MATCH ? ORDER BY score"
         rows = self._base.execute(order, (wanted,))
@@ -343,14 +345,14 @@ class WordsIndex:
         return kept
 
     def _rare_enough(self, terms: Iterable[str]) -> list[str]:
-        """Terms that tell passages apart; where none does, all."""
+        """Terms that tell passages apart."""
         (total,) = self._base.execute("SELECT count(*) FROM passages").fetchone()
         most, kept = max(COMMON_PASSAGES, COMMON_SHARE * total), []
         for term in terms:
             row = self._base.execute("SELECT doc FROM terms WHERE term = ?", (term,)).fetchone()
             if row and row[0] <= most:
                 kept.append(term)
-        return kept or list(terms)
+        return kept
 
     def _parts(
         self, sentence: str, found: Sequence[tuple[Passage, float | None]]

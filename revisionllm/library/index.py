@@ -21,6 +21,7 @@ from revisionllm.library.words import add_words_option
 from revisionllm.records.clock import clock
 
 if TYPE_CHECKING:
+    from revisionllm.data.transcribe import Transcriber
     from revisionllm.library.store import Library
 
 BYTES_PER_NUMBER = 3  # two for the rows, about one for the pieces
@@ -40,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--fps", type=float, default=1.0, help="frames read per second of film (%(default)s)")
     add_words_option(add)
+    add(
+        "--transcribe",
+        metavar="WHISPER",
+        help="write down what is said in films without subtitles: a folder of faster-whisper's, or"
+        " hf:Systran/faster-whisper-small (pip install faster-whisper)",
+    )
     add("--workers", type=int, default=0, help="processes, on GPUs in turn (0: this one alone)")
     add("--device", default="auto", help="auto, cpu or cuda")
 
@@ -59,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         encoder = known.encoder
     from revisionllm.model.clip import load_clip
 
+    transcriber = _transcriber(args)  # what is missing is told before films are read
     clip = load_clip(encoder, device=args.device)
     library = Library.create(args.library, encoder, clip, args.fps)
     hours = sum(lengths_s.values()) / 3600
@@ -82,25 +90,39 @@ def run(args: argparse.Namespace) -> int:
             speed = done_s / max(time.perf_counter() - began, 1e-6)
             pace = f" ({speed:.0f} x real time, {clock(left_s / speed)} left)" if speed else ""
             print(f"{number}/{len(todo)} {how}: {video}{pace}", flush=True)
-    _index_words(library, lengths_s, args)
+    _index_words(library, lengths_s, args, transcriber)
     print(", ".join(f"{count} {how}" for how, count in counts.items()) + f", {len(failed)} failed")
     for video, problem in failed.items():
         print(f"failed: {video}: {problem}", file=sys.stderr)
     return EXIT_BAD_INPUT if failed else 0
 
 
-def _index_words(library: Library, lengths_s: dict[Path, float], args) -> None:
+def _transcriber(args) -> Transcriber | None:
+    from revisionllm.library.words import NONE
+
+    if not args.transcribe or args.words == NONE:
+        return None
+    from revisionllm.data.transcribe import Transcriber
+
+    return Transcriber(args.transcribe, device=args.device)
+
+
+def _index_words(
+    library: Library, lengths_s: dict[Path, float], args, transcriber: Transcriber | None
+) -> None:
     """Read what is said in the films, where it is not known yet."""
     from revisionllm.data.subtitles import has_words
     from revisionllm.library.words import FILE, add_words, open_words
 
     paths = {os.path.abspath(video) for video in lengths_s}
-    films = [film for film in library.films() if str(film.path) in paths and has_words(film.path)]
+    films = [film for film in library.films() if str(film.path) in paths]
+    if transcriber is None:
+        films = [film for film in films if has_words(film.path)]
     if not films:
         return
     index = open_words(library.folder / FILE, args.words, device=args.device)
     for film in films if index else ():
-        is_new, problems = add_words(index, film.film_id, film.path, film.duration_s)
+        is_new, problems = add_words(index, film.film_id, film.path, film.duration_s, transcriber)
         for problem in problems:
             print(f"revisionllm: {problem}", file=sys.stderr)
         if is_new:

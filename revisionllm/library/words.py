@@ -32,6 +32,7 @@ from revisionllm.model.hub import local
 from revisionllm.records.predictions import Prediction
 
 if TYPE_CHECKING:
+    from revisionllm.data.transcribe import Transcriber
     from revisionllm.model.sentences import SentenceEncoder
 
 LEVEL = "words"
@@ -487,13 +488,28 @@ def source_of(video: Path) -> str:
 
 
 def add_words(
-    index: WordsIndex, film_id: str, video: Path, duration_s: float
+    index: WordsIndex,
+    film_id: str,
+    video: Path,
+    duration_s: float,
+    transcriber: Transcriber | None = None,
 ) -> tuple[bool, list[str]]:
-    """Read a film's words unless the index has them; whether it did, and what could not be read."""
-    source = source_of(video)
+    """Read a film's words unless the index has them; whether it did, and what could not be read.
+
+    Args:
+        transcriber: for films that have none.
+    """
+    is_written = transcriber is None or has_words(video)
+    source = source_of(video) if is_written else f"transcribed by {transcriber.fingerprint}"
     if index.source(film_id) == source:
         return False, []
-    lines, problems = lines_of(video, duration_s)
+    if is_written:
+        lines, problems = lines_of(video, duration_s)
+    else:
+        try:
+            lines, problems = transcriber.lines(video, duration_s), []
+        except UserError as error:
+            return False, [str(error)]
     index.add(film_id, lines, source)
     return bool(lines), problems
 

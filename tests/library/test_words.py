@@ -407,3 +407,81 @@ def test_words_of_one_film_are_kept(films, tmp_path) -> None:
     assert words.search(["piano"])[0][0].passage.text == TALK[0]
     assert words_of(films / "mute.mp4", 60.0, tmp_path) is None
     assert words.index.counts() == {words.film_id: 5}
+
+
+# --- films without subtitles ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory) -> Path:
+    pytest.importorskip("faster_whisper")
+    from tiny_whisper import save_tiny_whisper
+
+    return save_tiny_whisper(tmp_path_factory.mktemp("whisper") / "tiny")
+
+
+def film_with_sound(path: Path, *, sound_at_s: float = 0.0) -> Path:
+    """Eight seconds of grey with noise in the sound."""
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("libx264", rate=5)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        sound = out.add_stream("aac", rate=16000, layout="mono")
+        for number in range(40):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 99, np.uint8), format="rgb24")
+            frame.pts = number
+            out.mux(video.encode(frame))
+        for start in range(0, 16000 * 4, 1024):
+            noise = (rng.normal(size=(1, 1024)) * 0.1).astype(np.float32)
+            heard = av.AudioFrame.from_ndarray(noise, format="fltp", layout="mono")
+            heard.rate, heard.pts = 16000, start + round(16000 * sound_at_s)
+            out.mux(sound.encode(heard))
+        out.mux(video.encode())
+        out.mux(sound.encode())
+    return path
+
+
+def test_whisper_writes_down_what_is_said(whisper, tmp_path) -> None:
+    """Against faster-whisper itself, moved to the film's clock."""
+    from faster_whisper import WhisperModel
+
+    from revisionllm.data.transcribe import Transcriber, sound_start_s
+
+    early = film_with_sound(tmp_path / "early.mkv")
+    late = film_with_sound(tmp_path / "late.mkv", sound_at_s=2.0)
+    assert sound_start_s(late) - sound_start_s(early) == pytest.approx(2.0, abs=0.1)
+    transcriber = Transcriber(str(whisper), device="cpu", vad=False)
+    segments, _ = WhisperModel(str(whisper), device="cpu").transcribe(
+        str(late), condition_on_previous_text=False
+    )
+    wanted = [(one.start, one.end) for one in segments if one.text.strip()]
+    begin_s = sound_start_s(late)
+    found = [(line.start_s, line.end_s) for line in transcriber.lines(late, 8.0)]
+    cut = [(begin_s + a, min(begin_s + b, 8.0)) for a, b in wanted if begin_s + a < 8.0]
+    assert found == pytest.approx(sorted(cut)) if found else not cut
+    mute = write_film(tmp_path / "mute.mp4", constant_rate(20, 2))
+    assert transcriber.lines(mute, 10.0) == []
+
+
+def test_index_transcribes_films_without_subtitles(whisper, tmp_path, capsys, monkeypatch) -> None:
+    from revisionllm.data import transcribe
+
+    folder = tmp_path / "films"
+    folder.mkdir()
+    film_with_sound(folder / "a.mp4")
+    heard: list[str] = []
+
+    def lines(self, video: Path, duration_s: float) -> list[Line]:
+        heard.append(video.name)
+        return [Line(1.0, 3.0, "The bank is closed.")]
+
+    monkeypatch.setattr(transcribe.Transcriber, "lines", lines)  # random weights say nothing
+    library = tmp_path / "library"
+    index = ["index", str(folder), "--library", str(library), "--model", "demo"]
+    index += ["--transcribe", str(whisper), "--device", "cpu"]
+    assert main(index) == 0 and main(index) == 0
+    assert heard == ["a.mp4"]  # once
+    (record,) = found(capsys, str(library), "the bank is closed")
+    assert record["moments"][0]["said"] == "The bank is closed."
+    assert main([*index[:-3], str(tmp_path / "nowhere")]) == 2
+    assert "no Whisper" in capsys.readouterr().err

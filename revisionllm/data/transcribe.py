@@ -64,9 +64,9 @@ class Transcriber:
             reading(f"the sound of {video} cannot be transcribed"),
             tqdm(total=round(duration_s), unit="s", desc=video.name, file=sys.stderr) as bar,
         ):
-            # a passage that goes wrong must not lead the next one on
-            options = {"vad_filter": self._vad, "condition_on_previous_text": False}
-            segments, _ = self._model.transcribe(str(video), **options)
+            # the same words each time, and a passage that goes wrong must not lead the next one on
+            options = {"temperature": 0.0, "condition_on_previous_text": False}
+            segments, _ = self._model.transcribe(str(video), vad_filter=self._vad, **options)
             for one in segments:
                 said = " ".join(one.text.split())
                 found.append(Line(begin_s + one.start, begin_s + one.end, said))

@@ -452,7 +452,7 @@ def test_whisper_writes_down_what_is_said(whisper, tmp_path) -> None:
     assert sound_start_s(late) - sound_start_s(early) == pytest.approx(2.0, abs=0.1)
     transcriber = Transcriber(str(whisper), device="cpu", vad=False)
     segments, _ = WhisperModel(str(whisper), device="cpu").transcribe(
-        str(late), condition_on_previous_text=False
+        str(late), condition_on_previous_text=False, temperature=0.0
     )
     wanted = [(one.start, one.end) for one in segments if one.text.strip()]
     begin_s = sound_start_s(late)

@@ -458,7 +458,7 @@ def test_whisper_writes_down_what_is_said(whisper, tmp_path) -> None:
     begin_s = sound_start_s(late)
     found = [(line.start_s, line.end_s) for line in transcriber.lines(late, 8.0)]
     cut = [(begin_s + a, min(begin_s + b, 8.0)) for a, b in wanted if begin_s + a < 8.0]
-    assert found == pytest.approx(sorted(cut)) if found else not cut
+    assert cut and np.allclose(found, sorted(cut))
     mute = write_film(tmp_path / "mute.mp4", constant_rate(20, 2))
     assert transcriber.lines(mute, 10.0) == []
 

@@ -285,7 +285,8 @@ def _span(moment) -> str:
 
 
 def _quoted(moment) -> str:
-    return f'  said: "{moment.said}"' if moment.said else ""
+    how = "on screen" if moment.level == "screen" else "said"
+    return f'  {how}: "{moment.said}"' if moment.said else ""
 
 
 def as_text(prediction, num_windows: int | None) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from revisionllm.errors import UserError
 from revisionllm.library.store import Library, LibraryFilm
-from revisionllm.library.words import AUTO, FILE, Said, hints_of, merge, open_words
+from revisionllm.library.words import AUTO, LEVELS, Said, hints_of, merge, open_words
 from revisionllm.model.hub import check_encoder
 from revisionllm.records.predictions import Prediction
 
@@ -73,8 +73,9 @@ class LibrarySearch:
                 f"{library.folder} was made by encoder {library.fingerprint}, {library.encoder} is"
                 f" {self.clip.fingerprint()}; put the old one back, or index the films again"
             )
-        path = library.folder / FILE
-        self.words = open_words(path, words, device=device) if path.is_file() else None
+        paths = [library.folder / name for name in LEVELS]
+        opened = [open_words(path, words, device=device) for path in paths if path.is_file()]
+        self.words = [index for index in opened if index is not None]
         self.grounder: Grounder | None = None
         if model is not None:
             from revisionllm.library.model_file import open_levels
@@ -129,12 +130,11 @@ class LibrarySearch:
 
     def _said(self, sentence: str, among: Sequence[int]) -> dict[int, list[Said]]:
         """What is said in films that may be meant, by the film's number."""
-        if self.words is None:
-            return {}
         numbers = {self.known[at].film_id: at for at in among}
         found: dict[int, list[Said]] = {}
         some = None if len(numbers) == len(self.known) else numbers
-        for one in self.words.search(sentence, among=some):
+        said = [one for index in self.words for one in index.search(sentence, among=some)]
+        for one in sorted(said, key=lambda one: -one.chance):
             if one.passage.film_id in numbers:
                 found.setdefault(numbers[one.passage.film_id], []).append(one)
         return found

@@ -21,6 +21,7 @@ from revisionllm.library.words import add_words_option
 from revisionllm.records.clock import clock
 
 if TYPE_CHECKING:
+    from revisionllm.data.screen_text import ScreenReader
     from revisionllm.data.transcribe import Transcriber
     from revisionllm.library.store import Library
 
@@ -47,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write down what is said in films without subtitles: a folder of faster-whisper's, or"
         " hf:Systran/faster-whisper-small (pip install faster-whisper)",
     )
+    add(
+        "--read-screen",
+        action="store_true",
+        help="read text on screen, too: titles, slides, signs (pip install rapidocr onnxruntime)",
+    )
     add("--workers", type=int, default=0, help="processes, on GPUs in turn (0: this one alone)")
     add("--device", default="auto", help="auto, cpu or cuda")
 
@@ -66,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         encoder = known.encoder
     from revisionllm.model.clip import load_clip
 
-    transcriber = _transcriber(args)  # what is missing is told before films are read
+    readers = _readers(args)  # what is missing is told before films are read
     clip = load_clip(encoder, device=args.device)
     library = Library.create(args.library, encoder, clip, args.fps)
     hours = sum(lengths_s.values()) / 3600
@@ -90,43 +96,63 @@ def run(args: argparse.Namespace) -> int:
             speed = done_s / max(time.perf_counter() - began, 1e-6)
             pace = f" ({speed:.0f} x real time, {clock(left_s / speed)} left)" if speed else ""
             print(f"{number}/{len(todo)} {how}: {video}{pace}", flush=True)
-    _index_words(library, lengths_s, args, transcriber)
+    _index_words(library, lengths_s, args, *readers)
     print(", ".join(f"{count} {how}" for how, count in counts.items()) + f", {len(failed)} failed")
     for video, problem in failed.items():
         print(f"failed: {video}: {problem}", file=sys.stderr)
     return EXIT_BAD_INPUT if failed else 0
 
 
-def _transcriber(args) -> Transcriber | None:
+def _readers(args) -> tuple[Transcriber | None, ScreenReader | None]:
+    """What writes down sound and reads screens, as far as that is wanted."""
     from revisionllm.library.words import NONE
 
-    if not args.transcribe or args.words == NONE:
-        return None
-    from revisionllm.data.transcribe import Transcriber
+    transcriber = reader = None
+    if args.transcribe and args.words != NONE:
+        from revisionllm.data.transcribe import Transcriber
 
-    return Transcriber(args.transcribe, device=args.device)
+        transcriber = Transcriber(args.transcribe, device=args.device)
+    if args.read_screen and args.words != NONE:
+        from revisionllm.data.screen_text import ScreenReader
+
+        reader = ScreenReader()
+    return transcriber, reader
 
 
 def _index_words(
-    library: Library, lengths_s: dict[Path, float], args, transcriber: Transcriber | None
+    library: Library,
+    lengths_s: dict[Path, float],
+    args,
+    transcriber: Transcriber | None,
+    reader: ScreenReader | None,
 ) -> None:
-    """Read what is said in the films, where it is not known yet."""
+    """Read what is said in the films and written on their screens, where it is not known yet."""
     from revisionllm.data.subtitles import has_words
-    from revisionllm.library.words import FILE, add_words, open_words
+    from revisionllm.library.words import (
+        FILE,
+        LEVELS,
+        SCREEN_FILE,
+        add_screen,
+        add_words,
+        open_words,
+    )
 
     paths = {os.path.abspath(video) for video in lengths_s}
     films = [film for film in library.films() if str(film.path) in paths]
-    if transcriber is None:
-        films = [film for film in films if has_words(film.path)]
-    if not films:
-        return
-    index = open_words(library.folder / FILE, args.words, device=args.device)
-    for film in films if index else ():
-        is_new, problems = add_words(index, film.film_id, film.path, film.duration_s, transcriber)
-        for problem in problems:
-            print(f"revisionllm: {problem}", file=sys.stderr)
-        if is_new:
-            print(f"words: {film.path}", flush=True)
+    spoken = films if transcriber else [film for film in films if has_words(film.path)]
+    for name, chosen, add, tool in (
+        (FILE, spoken, add_words, transcriber),
+        (SCREEN_FILE, films if reader else [], add_screen, reader),
+    ):
+        index = (
+            open_words(library.folder / name, args.words, device=args.device) if chosen else None
+        )
+        for film in chosen if index else ():
+            is_new, problems = add(index, film.film_id, film.path, film.duration_s, tool)
+            for problem in problems:
+                print(f"revisionllm: {problem}", file=sys.stderr)
+            if is_new:
+                print(f"{LEVELS[name]}: {film.path}", flush=True)
 
 
 def _lengths(videos: list[Path], failed: dict[Path, str]) -> Iterator[tuple[Path, float]]:

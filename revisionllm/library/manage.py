@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run a sub-command; returns its exit code."""
     from revisionllm.library.store import Library
-    from revisionllm.library.words import FILE, WordsIndex
+    from revisionllm.library.words import LEVELS, WordsIndex
     from revisionllm.records.clock import clock
 
     library = Library(args.library)
@@ -51,11 +51,12 @@ def run(args: argparse.Namespace) -> int:
         hours = sum(film.duration_s for film in films) / 3600
         print(f"encoder: {library.encoder} ({library.fingerprint})")
         print(f"{len(films)} films, {hours:.1f} hours, {library.feature_fps:g} frames per second")
-        if (library.folder / FILE).is_file():
-            index = WordsIndex(library.folder / FILE)
-            counts = index.counts()
-            by = f"sentence encoder {index.place}" if index.place else "by words alone"
-            print(f"words: {sum(counts.values())} passages in {len(counts)} films, {by}")
+        for name, level in LEVELS.items():
+            if (library.folder / name).is_file():
+                index = WordsIndex(library.folder / name)
+                counts = index.counts()
+                by = f"sentence encoder {index.place}" if index.place else "by words alone"
+                print(f"{level}: {sum(counts.values())} passages in {len(counts)} films, {by}")
         print(f"{size / 1e6:.1f} MB")
     elif args.command == "remove":
         wanted = {os.path.abspath(name): name for name in args.films}

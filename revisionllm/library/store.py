@@ -5,6 +5,7 @@
     <library>/films/<id>.pieces.safetensors  what a search reads (`grounding.frame_spans.Pieces`)
     <library>/films/<id>.film.json  where the film lies; written last
     <library>/words.sqlite          what is said in the films (`words.py`), where something is
+    <library>/screen.sqlite         what is written on their screens, where that was read
     <library>/read/<encoder>-<rate>/<id>.rows  what levels above the encoder have read of it so far
 
 A film's id is a digest of its bytes: a film that was renamed or moved is the same film. Adding or
@@ -26,8 +27,7 @@ from revisionllm.errors import UserError
 from revisionllm.files import read_json, sha256_of, write_json
 from revisionllm.grounding.frame_spans import Pieces, pieces_of
 from revisionllm.library.frames import FramedFilm
-from revisionllm.library.words import FILE as WORDS
-from revisionllm.library.words import WordsIndex
+from revisionllm.library.words import LEVELS, WordsIndex
 from revisionllm.records.films import Film
 
 if TYPE_CHECKING:
@@ -262,8 +262,9 @@ class Library:
             self._file(film.film_id, suffix).unlink(missing_ok=True)
         for path in (self.folder / READ).glob(f"*/{film.film_id}.rows*"):
             path.unlink(missing_ok=True)
-        if (self.folder / WORDS).is_file():
-            WordsIndex(self.folder / WORDS).remove(film.film_id)
+        for name in LEVELS:
+            if (self.folder / name).is_file():
+                WordsIndex(self.folder / name).remove(film.film_id)
 
 
 def is_library(folder: str | os.PathLike) -> bool:

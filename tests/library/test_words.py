@@ -485,3 +485,41 @@ def test_index_transcribes_films_without_subtitles(whisper, tmp_path, capsys, mo
     assert record["moments"][0]["said"] == "The bank is closed."
     assert main([*index[:-3], str(tmp_path / "nowhere")]) == 2
     assert "no Whisper" in capsys.readouterr().err
+
+
+# --- text on screen ------------------------------------------------------------------------------
+
+
+def test_what_stands_on_the_screen(tmp_path, capsys) -> None:
+    """Titles drawn into a film are found, with their times; nothing is read twice."""
+    pytest.importorskip("rapidocr")
+    from PIL import Image, ImageDraw, ImageFont
+
+    def picture(title: str, shade: int) -> np.ndarray:
+        image = Image.new("RGB", (320, 180), (shade, 60, 90))
+        font = ImageFont.load_default(24)
+        ImageDraw.Draw(image).text((30, 70), title, font=font, fill=(255, 255, 255))
+        return np.asarray(image)
+
+    titles = ["Chapter One: Lisbon"] * 6 + [""] * 6 + ["The bank is closed"] * 8
+    pictures = [picture(title, 20 + 5 * (number // 6)) for number, title in enumerate(titles)]
+    folder = tmp_path / "films"
+    folder.mkdir()
+    starts = [1000 * number for number in range(20)]
+    write_film(folder / "a.mp4", starts, pictures=pictures, size=(320, 180))
+    library = tmp_path / "library"
+    index = ["index", str(folder), "--library", str(library), "--model", "demo", "--read-screen"]
+    assert main(index) == 0
+    assert f"screen: {folder / 'a.mp4'}" in capsys.readouterr().out
+    assert main(index) == 0
+    assert "screen:" not in capsys.readouterr().out
+    (record,) = found(capsys, str(library), "the bank is closed")
+    moment = record["moments"][0]
+    assert (moment["level"], moment["said"]) == ("screen", "The bank is closed")
+    assert (moment["start_s"], moment["end_s"]) == (12.0, record["duration_s"])
+    assert main(["find", str(library), "chapter one lisbon"]) == 0
+    assert 'on screen: "Chapter One: Lisbon"' in capsys.readouterr().out
+    assert main(["library", "info", str(library)]) == 0
+    assert "screen: 2 passages in 1 films" in capsys.readouterr().out
+    assert main(["library", "remove", str(library), str(folder / "a.mp4")]) == 0
+    assert WordsIndex(library / "screen.sqlite").counts() == {}

@@ -179,7 +179,7 @@ def _model(args: argparse.Namespace) -> ModelFile:
     else:
         model = ModelFile(Library(args.video).encoder)
     if args.grounder:
-        model = replace(model, dense=None, long=(), grounder=args.grounder, profile=None)
+        model = model.above(args.grounder)
     if args.grounder_profile:
         if model.grounder is None:
             raise UserError("--grounder-profile: of which --grounder?")

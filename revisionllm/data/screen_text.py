@@ -55,11 +55,9 @@ class ScreenReader:
         from tqdm import tqdm
 
         info = probe(video)
-        scale = min(1.0, SIDE / max(info.width, info.height))
-        size = max(1, round(info.width * scale)), max(1, round(info.height * scale))
         found: list[Line] = []
         last, text = None, ""
-        frames = iter_frames(video, 1 / EVERY_S, size=size)
+        frames = iter_frames(video, 1 / EVERY_S, size=info.size_within(SIDE))
         total = info.num_samples(1 / EVERY_S)
         for _, time_s, rgb in tqdm(frames, total=total, desc=video.name, file=sys.stderr):
             small = _small(rgb)

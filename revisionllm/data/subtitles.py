@@ -10,6 +10,7 @@ VobSub) are not read.
 
 from __future__ import annotations
 
+import glob
 import io
 import json
 import math
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from revisionllm.data.video import probe
 from revisionllm.data.video_file import open_video, pyav
 from revisionllm.errors import UserError, reading
 
@@ -87,7 +89,7 @@ def within(lines: Iterable[Line], duration_s: float) -> list[Line]:
 def sidecars(video: Path) -> list[Path]:
     """Subtitle files and transcripts beside a film, by name: film.srt, film.en.srt, ..."""
     found = []
-    for path in video.parent.glob(f"{_escaped(video.stem)}.*"):
+    for path in video.parent.glob(f"{glob.escape(video.stem)}.*"):
         middle = path.name[len(video.stem) :].split(".")[1:-1]
         if len(middle) > 1 or not path.is_file():
             continue
@@ -95,10 +97,6 @@ def sidecars(video: Path) -> list[Path]:
         if suffix in DEMUXERS or (suffix == TRANSCRIPT and _is_transcript(path)):
             found.append(path)
     return sorted(found)
-
-
-def _escaped(name: str) -> str:
-    return re.sub(r"([*?\[])", r"[\1]", name)
 
 
 def _is_transcript(path: Path) -> bool:
@@ -154,10 +152,10 @@ def embedded_lines(video: Path) -> list[Line]:
     Raises:
         UserError: unreadable.
     """
-    with open_video(video) as (container, _):
-        start_s = (container.start_time or 0) / 1e6
-        with reading(f"the subtitles inside {video} cannot be read"):
-            return list(_of_streams(container, start_s))
+    start_s = probe(video).start_s
+    problem = f"the subtitles inside {video} cannot be read"
+    with open_video(video) as (container, _), reading(problem):
+        return list(_of_streams(container, start_s))
 
 
 def _text_streams(container) -> list:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from revisionllm.data.subtitles import Line, within
+from revisionllm.data.video import probe
 from revisionllm.data.video_file import open_video
 from revisionllm.errors import UserError, reading
 from revisionllm.files import sha256_of
@@ -82,4 +83,4 @@ def sound_start_s(video: Path) -> float | None:
             return None
         sound = streams[0]
         begins_s = float((sound.start_time or 0) * (sound.time_base or 0))
-        return begins_s - (container.start_time or 0) / 1e6
+    return begins_s - probe(video).start_s

@@ -81,6 +81,11 @@ class VideoInfo:
     jumps_s: tuple[float, ...] = ()
     can_seek: bool = True
 
+    def size_within(self, side: int) -> tuple[int, int]:
+        """(width, height) that a frame shrinks to so that its longer side has `side` pixels."""
+        scale = min(1.0, side / max(self.width, self.height))
+        return max(1, round(self.width * scale)), max(1, round(self.height * scale))
+
     def num_samples(self, fps: float) -> int:
         """Number of frames that `iter_frames(path, fps)` yields."""
         return count_samples(self.duration_s, fps)

@@ -12,6 +12,7 @@ names a span ("answer"). What was answered is kept on disk, so that a rerun asks
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import sys
 import threading
@@ -383,9 +384,7 @@ class ForeignEngine:
     def _read(self, film: Film, window: Window) -> Prompt:
         from revisionllm.data.video import encode_jpeg, frames_at, probe
 
-        info = probe(film.video_path)
-        scale = min(1.0, self.profile.image_side / max(info.width, info.height))
-        size = max(1, round(info.width * scale)), max(1, round(info.height * scale))
+        size = probe(film.video_path).size_within(self.profile.image_side)
         times = [time_s for time_s in self.profile.times(window) if time_s < film.duration_s]
         pictures = frames_at(film.video_path, times, size=size)
         stamps = [self.profile.stamp.format(second=time_s - window.start_s) for time_s in times]
@@ -412,10 +411,8 @@ def to_answer(
 
 
 def _yes_or_no(text: str) -> bool | None:
-    word = text.strip().lstrip("*\"'`").lower()
-    if word.startswith("yes"):
-        return True
-    return False if word.startswith(("no", "not")) else None
+    first = re.match(r"\W*(yes|no|not)\b", text, re.IGNORECASE)
+    return first[1].lower() == "yes" if first else None
 
 
 def make_engine(

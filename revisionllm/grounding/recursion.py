@@ -310,11 +310,11 @@ class _Run:
         named, to be told twice, then the next ones in turn.
         """
         report, most = at.reports[query], at.level.most_windows
-        seen = report.visited
+        seen = set(report.visited)
         if most is None or indices.size <= most:
             if at.named[query][0]:
                 return np.zeros(0, dtype=np.int64)
-            unseen = np.setdiff1d(np.arange(len(at.windows)), seen)
+            unseen = np.setdiff1d(np.arange(len(at.windows)), report.visited)
             count = self.fallback_top if most is None else min(self.fallback_top, most - len(seen))
             best = self._best(at, query, unseen, count)
             report.fell_back = best.size > 0
@@ -328,7 +328,7 @@ class _Run:
             shared_s = np.minimum(at.ends_s, end_s) - np.maximum(at.starts_s, start_s)
             again.append(np.nonzero(shared_s > (end_s - start_s) / 2)[0])
         chosen = dict.fromkeys([*np.concatenate(again), *self._in_turn(at, query, indices)])
-        unseen = [index for index in chosen if index not in set(seen)]
+        unseen = [index for index in chosen if index not in seen]
         return np.array(sorted(unseen[: most - len(seen)]), dtype=np.int64)
 
     def _in_turn(self, at: _LevelRun, query: int, indices: np.ndarray) -> np.ndarray:

@@ -33,6 +33,7 @@ RANGES = (
     ),
 )
 MAX_DOCUMENTS = 200  # brackets that are tried
+_OPENING = re.compile(r"[\[{]")
 _CLOCK = re.compile(
     r"\s*(?:(\d+):)?(?:(\d{1,2}):)?(\d+(?:\.\d*)?)\s*(?:seconds?|secs?|s)?\s*", re.ASCII
 )
@@ -98,7 +99,7 @@ def _documents(text: str) -> Iterator[Any]:
     """The JSON arrays and objects in a text, the outermost ones."""
     decoder, at = json.JSONDecoder(), 0
     for _ in range(MAX_DOCUMENTS):
-        opening = re.compile(r"[\[{]").search(text, at)
+        opening = _OPENING.search(text, at)
         if opening is None:
             return
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +94,10 @@ def chosen(checkpoint: str, model: str, grounder: str, grounder_profile: str) ->
         raise UserError("--model_args: checkpoint, or model and grounder")
     if grounder_profile and not grounder:
         raise UserError("--model_args: grounder_profile is of a grounder")
-    if not model:
-        found = ModelFile("", checkpoint or str(DEFAULT_CHECKPOINT))
-        found = replace(found, encoder=read_model("demo").encoder) if grounder else found
-    else:
-        found = read_model(model)
     if grounder:
         profile = Path(grounder_profile) if grounder_profile else None
-        found = replace(found, dense=None, long=(), grounder=grounder, profile=profile)
-    return found
+        return read_model(model or "demo").above(grounder, profile)
+    return read_model(model) if model else ModelFile("", checkpoint or str(DEFAULT_CHECKPOINT))
 
 
 def open_ground(model: ModelFile, *, device: str, budget: int, words: str) -> Ground:

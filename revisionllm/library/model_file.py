@@ -61,6 +61,10 @@ class ModelFile:
         """Whether nothing stands below the encoder."""
         return self.dense is None and self.grounder is None
 
+    def above(self, grounder: str, profile: Path | None = None) -> ModelFile:
+        """Its encoder above another model, whose calibration is not the one that lies here."""
+        return ModelFile(self.encoder, grounder=grounder, profile=profile)
+
 
 def open_levels(
     model: ModelFile,

@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -139,6 +140,7 @@ class WordsCalibration:
     wording: Calibration
 
     @classmethod
+    @cache
     def shipped(cls) -> WordsCalibration:
         """Of the package; made by `revisionllm/demo/words_benchmark.py --write`."""
         about = json.loads((Path(__file__).parent / CALIBRATION).read_text("utf-8"))
@@ -351,13 +353,18 @@ class WordsIndex:
 
     def _rare_enough(self, terms: Iterable[str]) -> list[str]:
         """Terms that tell passages apart."""
+        total, counts = self._counted(terms)
+        most = max(COMMON_PASSAGES, COMMON_SHARE * total)
+        return [term for term, count in counts.items() if 0 < count <= most]
+
+    def _counted(self, terms: Iterable[str]) -> tuple[int, dict[str, int]]:
+        """The number of passages, and how many have each term."""
         (total,) = self._base.execute("SELECT count(*) FROM passages").fetchone()
-        most, kept = max(COMMON_PASSAGES, COMMON_SHARE * total), []
+        counts = {}
         for term in terms:
             row = self._base.execute("SELECT doc FROM terms WHERE term = ?", (term,)).fetchone()
-            if row and row[0] <= most:
-                kept.append(term)
-        return kept
+            counts[term] = row[0] if row else 0
+        return total, counts
 
     def _parts(
         self, sentence: str, found: Sequence[tuple[Passage, float | None]]
@@ -391,13 +398,11 @@ class WordsIndex:
 
     def _rarity(self, terms: Iterable[str]) -> dict[str, float]:
         """ln of how few passages have each, as BM25 weighs them, but never below a tenth."""
-        (total,) = self._base.execute("SELECT count(*) FROM passages").fetchone()
-        rare = {}
-        for term in terms:
-            row = self._base.execute("SELECT doc FROM terms WHERE term = ?", (term,)).fetchone()
-            count = row[0] if row else 0
-            rare[term] = max(float(np.log((total - count + 0.5) / (count + 0.5))), 0.1)
-        return rare
+        total, counts = self._counted(terms)
+        return {
+            term: max(float(np.log((total - count + 0.5) / (count + 0.5))), 0.1)
+            for term, count in counts.items()
+        }
 
     def _passage(self, number: int) -> Passage:
         row = self._base.execute(

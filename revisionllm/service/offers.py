@@ -103,9 +103,7 @@ class Offers:
             if not 0 <= time_s < film.duration_s:
                 raise UserError(f"the film has {film.duration_s:.1f} s; nothing at {time_s:g} s")
         with self._reading:
-            info = probe(film.path)
-            scale = min(1.0, FRAME_SIDE / max(info.width, info.height))
-            size = max(1, round(info.width * scale)), max(1, round(info.height * scale))
+            size = probe(film.path).size_within(FRAME_SIDE)
             return [encode_jpeg(frames_at(film.path, [time_s], size=size)[0]) for time_s in times_s]
 
     def clip(self, film_id: str, start_s: float, end_s: float, folder: Path) -> Path:

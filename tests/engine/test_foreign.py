@@ -18,6 +18,7 @@ from revisionllm.errors import UserError
 from revisionllm.grounder import DEMO_WEIGHTS
 from revisionllm.grounding.levels import Level, Question
 from revisionllm.grounding.windows import Window
+from revisionllm.library.model_file import read_model
 from revisionllm.records.films import Film, Query
 
 FILM_S, EVENT_S = 400.0, (250.0, 270.0)
@@ -170,6 +171,25 @@ def test_no_answer_at_all_is_not_absence(stub, profile, film_path):
 def test_nonsense_names_nothing(stub, profile, film_path, said):
     stub.says = lambda question: None if "yes or no" in question else said or " "
     assert found(ask(engine_of(stub, profile), film_path)) == []
+
+
+@pytest.mark.parametrize(
+    "said, presence",
+    [("Yes, it is.", 1.0), ("**No**", 0.0), ("not here", 0.0), ("Now I see: 1 - 2 s", 1.0)],
+)
+def test_a_word_that_begins_like_no_is_none(stub, profile, film_path, said, presence):
+    """Then the answer alone decides."""
+    stub.tells_logprobs = False
+    stub.says = lambda question: said if "yes or no" in question else "1 - 2 seconds"
+    (answer,) = ask(engine_of(stub, profile), film_path, count=1)
+    assert answer.presence == presence
+
+
+def test_another_grounder_leaves_the_calibration_of_the_first(tmp_path):
+    (tmp_path / "model.json").write_text('{"encoder": "demo", "grounder": "vlm:x"}')
+    model = read_model(str(tmp_path))
+    assert model.folder == tmp_path and model.above("vlm:y").folder is None
+    assert model.above("vlm:y").encoder == model.encoder
 
 
 def test_several_spans_are_several_candidates():

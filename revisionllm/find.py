@@ -14,7 +14,6 @@ Results go to stdout (a table, or one JSON object per sentence with --json), pro
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 from dataclasses import replace
@@ -56,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--snap",
         choices=["shots"],
-        help="move the ends of moments to cuts within 2 s (pip install scenedetect)",
+        help="moments, and the windows of --grounder, begin and end with cuts that are within 2 s"
+        " (pip install scenedetect)",
     )
     add_cut_options(parser)
     parser.add_argument(
@@ -199,10 +199,9 @@ def find_in_library(args: argparse.Namespace, model: ModelFile) -> Answers:
         device=args.device,
         options=_search_options(args),
         words=args.words,
+        snap=bool(args.snap),
     )
     found = searching.find(args.sentences, threshold=args.threshold, top_k=args.top_k)
-    for film, prediction in itertools.chain.from_iterable(found):
-        _snap(args, film, prediction)
     for sentence, answers in zip(args.sentences, found, strict=True):
         if args.json:
             for film, prediction in answers:
@@ -239,6 +238,7 @@ def find_in_film(args: argparse.Namespace, model: ModelFile) -> Answers:
         features_dir=args.features_dir,
         words=args.words,
         run=args.model,
+        snap=bool(args.snap),
     )
     film, predictions = searching.find(
         args.video,
@@ -249,7 +249,6 @@ def find_in_film(args: argparse.Namespace, model: ModelFile) -> Answers:
     )
     num_windows = searching.num_windows(film)
     for prediction in predictions:
-        _snap(args, args.video, prediction)
         as_line = as_json(args.video, prediction) if args.json else None
         print(as_line or as_text(prediction, num_windows))
     if args.view:
@@ -264,13 +263,6 @@ def find_in_film(args: argparse.Namespace, model: ModelFile) -> Answers:
         )
         print(f"wrote {args.view}", file=sys.stderr)
     return [(args.video, prediction) for prediction in predictions]
-
-
-def _snap(args: argparse.Namespace, film: Path, prediction: Prediction) -> None:
-    if args.snap:
-        from revisionllm.library.shots import snap
-
-        snap(film, prediction.moments)
 
 
 def as_json(film: Path, prediction: Prediction) -> str:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from revisionllm.constants import MAX_SENTENCE
+from revisionllm.constants import DEMO_WEIGHTS, MAX_SENTENCE
 from revisionllm.errors import UserError
 from revisionllm.model.hub import local, missing
 from revisionllm.records.films import Film
@@ -42,16 +42,6 @@ if TYPE_CHECKING:
     from revisionllm.engine import Engine
     from revisionllm.grounding.levels import Level
 
-PACKAGE = Path(__file__).resolve().parent
-# in the repository, or inside an installed wheel
-DEMO_WEIGHTS = next(
-    (
-        place
-        for place in (PACKAGE.parent / "checkpoints" / "demo", PACKAGE / "weights" / "demo")
-        if place.is_dir()
-    ),
-    PACKAGE.parent / "checkpoints" / "demo",
-)
 DEFAULT_CHECKPOINT = DEMO_WEIGHTS / "dense"
 DEFAULT_LONG_RUNS = (DEMO_WEIGHTS / "long_100", DEMO_WEIGHTS / "long_33")
 SEARCHES = ("planned", "recursive", "exhaustive")

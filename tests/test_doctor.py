@@ -65,3 +65,18 @@ def test_clean_takes_what_find_keeps_alone(cache, capsys) -> None:
         assert sorted(cache.iterdir()) == sorted([*mine, *ours[2:4]])
     assert main(["doctor", "--no-test", "--clean"]) == 0
     assert sorted(cache.iterdir()) == sorted(mine)
+
+
+def test_every_optional_package_is_on_the_page() -> None:
+    import ast
+
+    setup = ast.parse((Path(__file__).parents[1] / "setup.py").read_text())
+    extras = next(
+        ast.literal_eval(keyword.value)
+        for node in ast.walk(setup)
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "extras_require"
+    )
+    names = {name.split(">=")[0] for packages in extras.values() for name in packages}
+    assert names <= doctor.OPTIONAL.keys()

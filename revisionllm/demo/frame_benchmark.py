@@ -120,9 +120,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def work() -> int:
+        from revisionllm.constants import DEMO_WEIGHTS
         from revisionllm.demo.evaluation.baselines import Merging
         from revisionllm.files import MADE_BY, write_json
-        from revisionllm.grounder import DEMO_WEIGHTS
         from revisionllm.grounding.calibration import fit_logistic, to_dict
         from revisionllm.library.frames import CALIBRATION
         from revisionllm.metrics.recall import bootstrap_interval

@@ -91,12 +91,15 @@ def measure(clip, encoder, cache: Path, folder: Path, num_films: int, long_runs)
     from revisionllm.engine.foreign import Profile
     from revisionllm.grounder import Grounder
     from revisionllm.library.words import WordsIndex, merge
+    from revisionllm.search.kept_answers import MemoEngine
 
     profile = Profile.of("qwen3-vl")
     grounder = Grounder.of_engine(OracleEngine(profile), clip)
     ways = {"encoder": (grounder, False), "encoder and words": (grounder, True)}
     if long_runs:
         with_long = Grounder.of_engine(OracleEngine(profile), clip, long_runs=long_runs)
+        for level in with_long.long_levels:  # what they say does not depend on the budget
+            with_long.engines[level.name] = MemoEngine(with_long.engines[level.name], {})
         ways["all levels"] = (with_long, True)
     index = WordsIndex(folder / "words.sqlite", encoder)
     found: dict = {}
@@ -110,7 +113,7 @@ def measure(clip, encoder, cache: Path, folder: Path, num_films: int, long_runs)
         truth = {sentence: spans for _, sentence, spans in asked}
         for way, (searching, with_words) in ways.items():
             rows = film_rows("test", seed, clip, cache, MINUTES, searching.feature_fps)
-            film = Film(str(seed), rows, searching.feature_fps, MINUTES * 60)
+            film = Film(str(seed), rows, searching.feature_fps, MINUTES * 60, key=str(seed))
             for budget in (*BUDGETS, None):
                 predictions = ask(searching, film, sentences, truth, budget, said, with_words)
                 for (kind, _, spans), one, row in zip(asked, predictions, said, strict=True):
@@ -185,7 +188,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def work() -> int:
-        from revisionllm.grounder import DEFAULT_LONG_RUNS, DEMO_WEIGHTS
+        from revisionllm.constants import DEMO_WEIGHTS
+        from revisionllm.grounder import DEFAULT_LONG_RUNS
         from revisionllm.model.clip import load_clip
         from revisionllm.model.sentences import SentenceEncoder, installed_sentence_encoder
 

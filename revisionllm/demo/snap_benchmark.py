@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.parse_args(argv)
 
     def work() -> int:
+        from revisionllm.constants import DEMO_WEIGHTS
         from revisionllm.demo.world.frame_questions import frame_questions
         from revisionllm.demo.world.plans import plan_film
         from revisionllm.demo.world.render import write_film
@@ -38,8 +39,6 @@ def main(argv: list[str] | None = None) -> int:
         from revisionllm.metrics.recall import span_iou
 
         check_shots()
-        from revisionllm.grounder import DEMO_WEIGHTS
-
         model = read_model(f"clip:{DEMO_WEIGHTS / 'clip'}")
         overlaps: dict[str, list[float]] = {"as found": [], "snapped": []}
         seen, true, right = 0, 0, 0

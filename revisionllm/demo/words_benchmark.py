@@ -121,10 +121,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def work() -> int:
+        from revisionllm.constants import DEMO_WEIGHTS, PACKAGE
         from revisionllm.demo.frame_benchmark import TEST, VALIDATION
         from revisionllm.errors import UserError
         from revisionllm.files import MADE_BY, write_json
-        from revisionllm.grounder import DEMO_WEIGHTS, PACKAGE
         from revisionllm.library.frames import read_frames_calibration
         from revisionllm.library.words import CALIBRATION
         from revisionllm.metrics.recall import bootstrap_interval

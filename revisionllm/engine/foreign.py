@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -235,14 +235,21 @@ class ForeignEngine:
         asker: sends the prompts.
         profile: how they are made.
         kept: where answers are kept between runs.
+        place: where a window of a film really begins and ends; None: where the grid has it.
 
     Attributes:
         cost: work done so far; prefixes count the windows that were asked.
         how: how presence was found out, and how often.
     """
 
-    def __init__(self, asker: Asker, profile: Profile, kept: Path | None = None) -> None:
-        self.asker, self.profile = asker, profile
+    def __init__(
+        self,
+        asker: Asker,
+        profile: Profile,
+        kept: Path | None = None,
+        place: Callable[[Film, Window], Window] | None = None,
+    ) -> None:
+        self.asker, self.profile, self._place = asker, profile, place
         self.cost = EngineCost()
         self.how: Counter[str] = Counter()
         self._kept = KeptReplies(kept)
@@ -270,7 +277,11 @@ class ForeignEngine:
             raise UserError(f"film {film.vid!r}: a grounder needs the film's file")
         started = time.perf_counter()
         order = sorted(range(len(questions)), key=lambda at: questions[at].window.index)
-        asked = [(questions[at].window, queries[questions[at].query].sentence) for at in order]
+        windows = [questions[at].window for at in order]
+        if self._place is not None:
+            windows = [self._place(film, window) for window in windows]
+        sentences = [queries[questions[at].query].sentence for at in order]
+        asked = list(zip(windows, sentences, strict=True))
         keys = [self._key(film, window, sentence) for window, sentence in asked]
         found = [self._kept.get(key) for key in keys]
         waiting = [at for at, known in enumerate(found) if known is None]
@@ -420,12 +431,14 @@ def make_engine(
     *,
     profile: Path | None = None,
     kept: Path | None = None,
+    place: Callable[[Film, Window], Window] | None = None,
     device: str = "auto",
 ) -> ForeignEngine:
     """The engine that a `--grounder` names.
 
     Args:
         grounder: `http://host:port/v1#model`, `vlm:FOLDER` or `vlm:hf:owner/name`.
+        kept, place: see `ForeignEngine`.
 
     Raises:
         UserError: it names neither, no profile fits, or it is not there.
@@ -437,13 +450,13 @@ def make_engine(
         described = Profile.of(model, profile)
         from revisionllm.engine.server import ServerAsker
 
-        return ForeignEngine(ServerAsker(url, model), described, kept)
+        return ForeignEngine(ServerAsker(url, model), described, kept, place)
     if grounder.startswith("vlm:"):
         from revisionllm.engine.vlm import VlmAsker, model_kind
 
-        place = grounder.removeprefix("vlm:")
-        described = Profile.of(model_kind(place), profile)
-        return ForeignEngine(VlmAsker(place, device=device), described, kept)
+        weights = grounder.removeprefix("vlm:")
+        described = Profile.of(model_kind(weights), profile)
+        return ForeignEngine(VlmAsker(weights, device=device), described, kept, place)
     raise UserError(
         f"--grounder {grounder}: give http://host:port/v1#model, vlm:FOLDER or vlm:hf:owner/name"
     )

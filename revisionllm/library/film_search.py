@@ -25,6 +25,7 @@ class FilmSearch:
             `grounder.default_features_dir`.
         words: see `words.open_words`.
         run: what predictions of an encoder alone are signed with.
+        snap: moments, and windows of another model, begin and end with shots (`shots.snap`).
     """
 
     def __init__(
@@ -35,15 +36,16 @@ class FilmSearch:
         features_dir: Path | None = None,
         words: str = AUTO,
         run: str | None = None,
+        snap: bool = False,
     ) -> None:
         from revisionllm.grounder import default_features_dir
 
         self._folder = features_dir or default_features_dir()
-        self._device, self._words = device, words
+        self._device, self._words, self._snap = device, words, snap
         self._run = run or f"clip:{model.encoder}"
         self._grounder = self._calibration = None
         if not model.is_alone:
-            self._grounder = open_levels(model, device=device, kept_in=self._folder)
+            self._grounder = open_levels(model, device=device, kept_in=self._folder, snap=snap)
             self._clip = self._grounder.clip
             return
         from revisionllm.library.frames import read_frames_calibration
@@ -92,6 +94,10 @@ class FilmSearch:
         for prediction, row in zip(predictions, said, strict=True):
             if words:
                 merge(prediction, row, is_calibrated=is_calibrated, **ranking)
+            if self._snap:
+                from revisionllm.library.shots import snap
+
+                snap(video, prediction.moments)
         return film, predictions
 
     def _by_frames(self, film: Film, sentences, features, ranking: dict) -> list[Prediction]:

@@ -39,6 +39,7 @@ class LibrarySearch:
         device: of the models.
         options: of `Grounder.ground`, for those levels.
         words: see `words.open_words`.
+        snap: moments, and windows of another model, begin and end with shots (`shots.snap`).
 
     Raises:
         UserError: the library is empty or damaged, or its encoder is not there any more.
@@ -53,8 +54,9 @@ class LibrarySearch:
         device: str = "auto",
         options: dict[str, Any] | None = None,
         words: str = AUTO,
+        snap: bool = False,
     ) -> None:
-        self.library, self.best_films = library, best_films
+        self.library, self.best_films, self._snap = library, best_films, snap
         self.options = options or {}
         self.known = library.films()
         if not self.known:
@@ -81,7 +83,7 @@ class LibrarySearch:
             from revisionllm.library.model_file import open_levels
 
             self.grounder = open_levels(
-                model, clip=self.clip, device=device, kept_in=library.folder
+                model, clip=self.clip, device=device, kept_in=library.folder, snap=snap
             )
 
     def find(
@@ -102,21 +104,38 @@ class LibrarySearch:
         Returns:
             Per sentence its films, the best first, each with its share of the moments.
         """
+        _, encoded = self.clip.encode_texts(list(sentences))
+        among = range(len(self.films)) if among is None else among
+        said = [self._said(sentence, among) for sentence in sentences]
+        find = self._by_frames if self.grounder is None else self._above
+        known = self.clip.tokens_per_word(sentences)
+        found = find(sentences, encoded.numpy(), known, said, among, threshold, top_k)
+        if self._snap:
+            from revisionllm.library.shots import snap
+
+            for path, answer in itertools.chain.from_iterable(found):
+                snap(path, answer.moments)
+        return found
+
+    def _by_frames(
+        self,
+        sentences: Sequence[str],
+        features: np.ndarray,
+        tokens_per_word: np.ndarray,
+        said: list[dict[int, list[Said]]],
+        among: Sequence[int],
+        threshold: float,
+        top_k: int,
+    ) -> list[list[Answer]]:
+        """What the encoder finds in all films."""
         from revisionllm.library.frames import search_films
 
-        _, encoded = self.clip.encode_texts(list(sentences))
-        features = encoded.numpy()
-        among = range(len(self.films)) if among is None else among
-        known = self.clip.tokens_per_word(sentences)
-        said = [self._said(sentence, among) for sentence in sentences]
-        if self.grounder is not None:
-            return self._above(sentences, features, known, said, among, threshold, top_k)
         found = search_films(
             [self.films[at] for at in among],
             sentences,
             features,
             calibration=self.calibration,
-            tokens_per_word=known,
+            tokens_per_word=tokens_per_word,
             threshold=threshold,
             top_k=top_k,
             run=f"clip:{self.library.encoder}",

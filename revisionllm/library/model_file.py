@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from revisionllm.constants import DEMO_WEIGHTS
 from revisionllm.data.video_file import is_rendered
 from revisionllm.errors import UserError
 from revisionllm.files import read_json
-from revisionllm.grounder import DEMO_WEIGHTS
 from revisionllm.model.hub import PREFIX, check_encoder, is_reference, local
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def open_levels(
     clip: ClipFeatures | None = None,
     device: str = "auto",
     kept_in: Path | None = None,
+    snap: bool = False,
 ) -> Grounder:
     """What searches dense windows for a model that is not alone.
 
@@ -79,6 +80,7 @@ def open_levels(
         clip: above another model's windows; None: the model's own encoder.
         kept_in: folder of that model's answers, which are asked for once; None: where features are
             kept.
+        snap: another model's windows begin and end with shots; see `shots.snap_window`.
 
     Raises:
         UserError: a run is damaged, or the other model is not there.
@@ -91,7 +93,12 @@ def open_levels(
     from revisionllm.model.config import read_calibration
 
     kept = (kept_in or default_features_dir()) / ANSWERS
-    engine = make_engine(model.grounder, profile=model.profile, kept=kept, device=device)
+    place = None
+    if snap:
+        from revisionllm.library.shots import snap_window as place
+    engine = make_engine(
+        model.grounder, profile=model.profile, kept=kept, place=place, device=device
+    )
     if clip is None:
         from revisionllm.model.clip import load_clip
 
@@ -127,23 +134,10 @@ def read_model(name: str) -> ModelFile:
 def installed_encoder() -> str | None:
     """A pretrained dual encoder of the hub's local cache, as `--model` takes it; None: there is
     none. Of several the first by name."""
-    from revisionllm.model.models_cli import installed
+    from revisionllm.model.installed import ENCODER, installed
 
-    for name, _ in installed():
-        if is_reference(name) and _is_encoder(Path(local(name))):
-            return name
-    return None
-
-
-def _is_encoder(folder: Path) -> bool:
-    """Whether a snapshot has towers of pictures and texts, in open_clip's layout or the other."""
-    if (folder / "open_clip_config.json").is_file():
-        return True
-    if not all((folder / name).is_file() for name in ("config.json", "preprocessor_config.json")):
-        return False
-    about = read_json(folder / "config.json", kind=dict)
-    is_dual = {"text_config", "vision_config"} <= about.keys()
-    return is_dual and "ForConditionalGeneration" not in str(about.get("architectures"))
+    known = (model.name for model in installed() if model.kind == ENCODER)
+    return next(filter(is_reference, known), None)
 
 
 def default_model(videos: Sequence[Path]) -> str:

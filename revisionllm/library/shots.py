@@ -1,6 +1,6 @@
-"""Moments that begin and end with shots (`find --snap shots`).
+"""Moments and windows that begin and end with shots (`find --snap shots`).
 
-Cuts are looked for around a moment's ends alone, by PySceneDetect's ContentDetector (optional:
+Cuts are looked for around their ends alone, by PySceneDetect's ContentDetector (optional:
 `pip install scenedetect opencv-python-headless`; https://www.scenedetect.com) on frames by the
 film's clock.
 """
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,9 @@ import numpy as np
 from revisionllm.data.video import frames_between, probe
 from revisionllm.errors import UserError
 from revisionllm.grounding.levels import Moment
+from revisionllm.grounding.windows import Window
+from revisionllm.library.words import LEVEL
+from revisionllm.records.films import Film
 
 SNAP_S = 2.0  # how far an end may move
 AROUND_S = 0.5  # frames before and after that are seen, too
@@ -32,14 +37,34 @@ def check_shots() -> None:
 
 
 def snap(video: Path, moments: Sequence[Moment]) -> None:
-    """Move the ends of moments to the nearest cuts within `SNAP_S`; changes them in place."""
+    """Move the ends of moments to the nearest cuts within `SNAP_S`; changes them in place.
+
+    What is said keeps its times: speech does not mind cuts.
+    """
     for moment in moments:
+        if moment.level == LEVEL:
+            continue
         start_s, end_s = (_nearest(video, at_s) for at_s in (moment.start_s, moment.end_s))
         if end_s - start_s >= LEAST_SHARE * (moment.end_s - moment.start_s):
             moment.start_s, moment.end_s = start_s, end_s
 
 
+def snap_window(film: Film, window: Window) -> Window:
+    """The window with its ends at the nearest cuts within `SNAP_S`; the film's own ends stay."""
+    video, start_s, end_s = film.video_path, window.start_s, window.end_s
+    if start_s > 0:
+        start_s = _nearest(video, start_s)
+    if end_s < film.duration_s:
+        end_s = _nearest(video, end_s)
+    return replace(window, start_s=start_s, end_s=end_s) if start_s < end_s else window
+
+
 def _nearest(video: Path, at_s: float) -> float:
+    return _nearest_cut(video, video.stat().st_mtime_ns, at_s)
+
+
+@lru_cache(maxsize=1 << 14)  # neighbouring windows share ends, sentences share windows
+def _nearest_cut(video: Path, _version: int, at_s: float) -> float:
     cuts = cuts_between(video, at_s - SNAP_S, at_s + SNAP_S)
     return min(cuts, key=lambda cut_s: abs(cut_s - at_s), default=at_s)
 

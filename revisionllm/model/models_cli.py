@@ -1,4 +1,5 @@
-"""`revisionllm models`: the models on this machine, and the one command that downloads some.
+"""`revisionllm models`: the models on this machine, what each part of the work needs, and the one
+command that downloads some.
 
 revisionllm models
 revisionllm models get hf:google/siglip2-base-patch16-224
@@ -20,6 +21,7 @@ from urllib.parse import urlparse
 
 from revisionllm.errors import UserError
 from revisionllm.model.hub import Reference, is_reference, local, parse
+from revisionllm.model.installed import USES, installed, shipped
 
 CLIP_PREFIX = "clip:"
 # other libraries' copies of the weights; what pickles hold stands in the safetensors, too
@@ -55,30 +57,14 @@ def run(args: argparse.Namespace) -> int:
             else:
                 print(f"{name}: {_get_clip(name.removeprefix(CLIP_PREFIX))}")
         return 0
-    rows = list(installed())
-    for name, size in rows:
-        print(f"{name:60} {size / 1e6:10.1f} MB")
-    if not rows:
-        print("no models in the local cache; `revisionllm models get` downloads some")
+    models = [*shipped(), *installed()]
+    width = max(len(model.name) for model in models)
+    for model in models:
+        print(f"{model.name:{width}}  {model.size / 1e6:9.1f} MB  {model.kind}")
+    print()
+    for use in USES:
+        print(f"{use.what:{max(len(use.what) for use in USES)}}  {use.state(models)}")
     return 0
-
-
-def installed() -> Iterator[tuple[str, int]]:
-    """Models in the local caches: how to name each, and its bytes."""
-    from huggingface_hub import constants, scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    try:
-        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
-    except CacheNotFound:
-        repositories = frozenset()
-    for repository in sorted(repositories, key=lambda found: found.repo_id):
-        for revision in repository.revisions if repository.repo_type == "model" else ():
-            branches = sorted(revision.refs)
-            at = branches[0] if branches else revision.commit_hash
-            yield str(Reference(repository.repo_id, at)), revision.size_on_disk
-    for file in sorted(Path("~/.cache/clip").expanduser().glob("*.pt")):
-        yield str(file), file.stat().st_size
 
 
 def _get(reference: Reference) -> str:

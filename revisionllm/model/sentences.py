@@ -26,13 +26,19 @@ WEIGHTS = "model.safetensors"
 
 def installed_sentence_encoder() -> str | None:
     """Where a sentence encoder lies on this machine; None: nowhere."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is not None and spec.origin:
-        return str(Path(spec.origin).parent / "model")
+    place = packaged_sentence_encoder()
+    if place is not None:
+        return str(place)
     try:
         return local(KNOWN)
     except UserError:  # not in the cache
         return None
+
+
+def packaged_sentence_encoder() -> Path | None:
+    """The folder of the one that comes as a Python package; None: it is not installed."""
+    spec = importlib.util.find_spec(PACKAGE)
+    return Path(spec.origin).parent / "model" if spec is not None and spec.origin else None
 
 
 class SentenceEncoder:

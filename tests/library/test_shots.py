@@ -10,9 +10,12 @@ import pytest
 from tiny_films import write_film
 
 from revisionllm.cli import main
+from revisionllm.engine.foreign import ForeignEngine, Profile, Reply
 from revisionllm.grounder import DEMO_WEIGHTS
-from revisionllm.grounding.levels import Moment
-from revisionllm.library.shots import cuts_between, snap
+from revisionllm.grounding.levels import Level, Moment, Question
+from revisionllm.library.shots import cuts_between, snap, snap_window
+from revisionllm.library.words import LEVEL
+from revisionllm.records.films import Film, Query
 
 pytest.importorskip("scenedetect")
 CUTS_S = (4.0, 9.2, 15.6)
@@ -54,6 +57,39 @@ def test_ends_move_to_the_nearest_cut(film) -> None:
     assert spans[1] == (11.5, 13.0)  # no cut within two seconds
     assert spans[2] == (3.5, 4.5)  # both ends at one cut would leave nothing
     assert spans[3] == (14.0, third) or spans[3] == (third, 17.5) or spans[3] == (14.0, 17.5)
+
+
+def test_what_is_said_keeps_its_times(film) -> None:
+    moments = [Moment(5.0, 8.5, 0.9, {}, LEVEL)]
+    snap(film, moments)
+    assert (moments[0].start_s, moments[0].end_s) == (5.0, 8.5)
+
+
+def test_windows_of_another_model_begin_and_end_with_shots(film) -> None:
+    """Its pictures, its seconds and its answers are of the window that was shown."""
+    first, second, third = cuts_between(film, 0.0, FILM_S)
+    asked = []
+
+    class Asker:
+        name, in_flight, batch = "told", 1, 1
+
+        def ask(self, prompts, *, tokens, yes_no):
+            asked.extend(prompts)
+            return [Reply("from 1.0 to 2.0 seconds") for _ in prompts]
+
+    profile = Profile((), 5.0, 5.0, 10, 32, "{second:.2f}", "when {query}?")
+    opened = Film("film", np.zeros((1, 1)), 1.0, FILM_S, video_path=film)
+    grid = Level("dense", "dense", 5.0, 5.0).grid(FILM_S)
+    questions = [Question(0, (window,)) for window in grid]
+    answers = ForeignEngine(Asker(), profile, place=snap_window).answer(
+        Level("dense", "dense", 5.0, 5.0), questions, opened, [Query("q", "a thing")]
+    )
+    shown = [(answer.start_s, answer.end_s) for answer in answers]
+    assert shown == [(0.0, first), (first, second), (second, third), (third, FILM_S)]
+    spans = [(span.start_s, span.end_s) for answer in answers for span in answer.spans]
+    assert spans == [(start_s + 1.0, start_s + 2.0) for start_s, _ in shown]
+    middles = (np.arange(10) + 0.5) * (second - first) / 10
+    assert [float(stamp) for stamp in asked[1].stamps] == pytest.approx(middles, abs=0.006)
 
 
 def test_find_snaps(tmp_path, capsys) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from revisionllm.data.shown import Wanted, at_times, needed_packets, on_grid
 from revisionllm.data.video_file import open_video
 from revisionllm.errors import UserError
 
@@ -195,7 +196,8 @@ def iter_frames(
         )
     to_rgb = _RgbConverter(size)
     shown, gap_s = None, 0.0
-    for frame in _frames_from(path, info, index / fps):
+    wanted = on_grid(fps, TIME_TOLERANCE_S)
+    for frame in _frames_from(path, info, index / fps, wanted):
         while index < stop and frame.start_s > index / fps + TIME_TOLERANCE_S:
             yield index, index / fps, to_rgb(shown or frame)
             index += 1
@@ -223,8 +225,8 @@ def read_frame(
         UserError: unreadable file.
     """
     info = probe(path)
-    shown = None
-    for frame in _frames_from(path, info, max(0.0, time_s)):
+    shown, time_s = None, max(0.0, time_s)
+    for frame in _frames_from(path, info, time_s, at_times([time_s], TIME_TOLERANCE_S)):
         if shown and frame.start_s > time_s + TIME_TOLERANCE_S:
             break
         shown = frame
@@ -271,12 +273,16 @@ def frames_at(
     """
     if not times_s:
         return []
-    to_rgb, pictures = _RgbConverter(size), []
-    shown = None
-    for start_s, end_s, frame in frames_between(path, times_s[0], times_s[-1] + 0.1):
-        shown = _Frame(start_s, end_s, frame)
-        while len(pictures) < len(times_s) and times_s[len(pictures)] < end_s - TIME_TOLERANCE_S:
-            pictures.append(to_rgb(shown))
+    to_rgb, pictures, shown = _RgbConverter(size), [], None
+    wanted = at_times(times_s, TIME_TOLERANCE_S)
+    for frame in _frames_from(path, probe(path), max(0.0, times_s[0]), wanted):
+        for time_s in times_s[len(pictures) :]:
+            if frame.start_s <= time_s + TIME_TOLERANCE_S:
+                break
+            pictures.append(to_rgb(shown or frame))
+        if len(pictures) == len(times_s):
+            return pictures
+        shown = frame
     if shown is None:
         raise UserError(f"no frame could be decoded near {times_s[0]:.1f} s: {path}")
     return pictures + [to_rgb(shown)] * (len(times_s) - len(pictures))
@@ -492,9 +498,15 @@ def _packet_length_s(packet: av.Packet, stream: VideoStream) -> float:
 
 
 def _frames(
-    container: InputContainer, stream: VideoStream, path: str | os.PathLike
+    container: InputContainer,
+    stream: VideoStream,
+    path: str | os.PathLike,
+    wanted: Wanted | None = None,
+    zero_s: float = 0.0,
 ) -> Iterator[_Frame]:
     """Decode on from the container's position; times are on the container's clock, never falling.
+
+    Pictures that no wanted time shows, counted from `zero_s`, may be left out.
 
     Packets that cannot be decoded are counted and reported in one warning; the picture before them
     stays on screen, as in a player.
@@ -505,7 +517,10 @@ def _frames(
     before_zero = None  # the last picture of those without a time in front of the first with one
     may_be_negative = bool(set(container.format.name.split(",")) & set(NEGATIVE_TIME_FORMATS))
     try:
-        for packet in _PacketClock(container, stream, path).packets():
+        packets = _PacketClock(container, stream, path).packets()
+        if wanted is not None and not _has_decoding_times(container):
+            packets = needed_packets(packets, stream, wanted, zero_s)
+        for packet in packets:
             try:
                 decoded = packet.decode()
             except av.error.FFmpegError:
@@ -553,8 +568,11 @@ def _frame_length_s(frame: av.VideoFrame, stream: VideoStream) -> float:
     return 1 / float(rate) if rate else 0.0
 
 
-def _frames_from(path: str | os.PathLike, info: VideoInfo, time_s: float) -> Iterator[_Frame]:
-    """Frames on the film's clock, the first no later than the one on screen at `time_s`.
+def _frames_from(
+    path: str | os.PathLike, info: VideoInfo, time_s: float, wanted: Wanted | None = None
+) -> Iterator[_Frame]:
+    """Frames on the film's clock, the first no later than the one on screen at `time_s`; those that
+    no wanted time shows may be left out.
 
     Seeks to the key frame before; where the container cannot seek there, decodes from the start.
     """
@@ -565,7 +583,7 @@ def _frames_from(path: str | os.PathLike, info: VideoInfo, time_s: float) -> Ite
             try:
                 ticks = math.floor((info.start_s + time_s) / stream.time_base)
                 container.seek(ticks, stream=stream)
-                frames = _on_film_clock(container, stream, info)
+                frames = _on_film_clock(container, stream, info, wanted)
                 first = next(frames, None)
             except av.error.FFmpegError:
                 first = None
@@ -576,11 +594,11 @@ def _frames_from(path: str | os.PathLike, info: VideoInfo, time_s: float) -> Ite
                 yield from frames
                 return
     with open_video(path) as (container, stream):
-        yield from _on_film_clock(container, stream, info)
+        yield from _on_film_clock(container, stream, info, wanted)
 
 
 def _on_film_clock(
-    container: InputContainer, stream: VideoStream, info: VideoInfo
+    container: InputContainer, stream: VideoStream, info: VideoInfo, wanted: Wanted | None
 ) -> Iterator[_Frame]:
-    for frame in _frames(container, stream, info.path):
+    for frame in _frames(container, stream, info.path, wanted, info.start_s):
         yield _Frame(frame.start_s - info.start_s, frame.end_s - info.start_s, frame.frame)

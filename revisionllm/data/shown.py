@@ -1,9 +1,9 @@
-"""Decode what is shown at wanted times alone.
+"""Decode what wanted times show, and leave out what they do not need.
 
-A codec's pictures build on one another, but not on all: those that no other one refers to
-(non-reference pictures, most B-frames) need not be decoded unless a wanted time shows them, and of
-codecs without references (ProRes, MJPEG) only those that it shows. What comes out for the wanted
-times is the same, bit for bit.
+A codec's pictures build on one another, but not all on all. What is left out: pictures that no
+other one refers to (most B-frames), the rest of a group of pictures behind the last one that is
+wanted, whole groups without any, and of codecs without references (ProRes, MJPEG) everything else.
+What comes out for the wanted times is the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import bisect
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
 # Pictures are shown in another order than they are stored in; by how many places at most. H.264 and
 # HEVC allow 16.
 REORDERED = 32
+# How far to look for the next group of pictures: packets, and their bytes.
+AHEAD, AHEAD_BYTES = 256, 1 << 25
+# A key frame of these makes the decoder forget everything before it.
+FORGETTING = ("vp8", "vp9", "av1", "libdav1d", "libvpx", "libvpx-vp9", "libaom-av1")
+# NAL unit types of pictures that do the same (ITU-T H.264 table 7-1, H.265 table 7-1), and how to
+# read the type; other key frames may be followed by pictures that refer to what was before them.
+SLICES = {
+    "h264": (range(1, 6), (5,), lambda byte: byte & 31),
+    "hevc": (range(32), (16, 17, 18, 19, 20), lambda byte: byte >> 1 & 63),
+}
 
 Wanted = Callable[[float, float], bool]  # whether a wanted time lies in [start_s, end_s)
 
@@ -44,13 +55,19 @@ def at_times(times_s: Sequence[float], tolerance_s: float) -> Wanted:
     return wanted
 
 
+@dataclass
+class _Packet:
+    """A packet, whether a wanted time shows its picture, and whether a group begins with it."""
+
+    packet: av.Packet
+    is_wanted: bool
+    begins: bool
+
+
 def needed_packets(
     packets: Iterable[av.Packet], stream: av.VideoStream, wanted: Wanted, zero_s: float
 ) -> Iterator[av.Packet]:
     """Packets to decode, in order; the decoder is told before each what it may leave out.
-
-    A picture counts as shown from the one before it until the second one after it: whoever rounds
-    times, or stores two fields apart, loses nothing. Without a time, or near the end, it is needed.
 
     Args:
         packets: of `stream`, in decoding order.
@@ -58,25 +75,92 @@ def needed_packets(
     """
     context = stream.codec_context
     is_intra_only = bool(getattr(context.codec, "intra_only", False))
+    known = _known(packets, stream, wanted, zero_s)
+    ahead: deque[_Packet] = deque()
+    ahead_bytes = 0
+    clear = 0  # so many of `ahead` are neither wanted nor begin a group
+    is_open = True
+    while is_open or ahead:
+        while is_open and len(ahead) < AHEAD and ahead_bytes < AHEAD_BYTES:
+            one = next(known, None)
+            is_open = one is not None
+            if one is not None:
+                ahead.append(one)
+                ahead_bytes += one.packet.size
+        if not ahead:
+            return
+        one = ahead.popleft()
+        ahead_bytes -= one.packet.size
+        clear = max(0, clear - 1)
+        if not one.is_wanted:
+            while clear < len(ahead) and not (ahead[clear].is_wanted or ahead[clear].begins):
+                clear += 1
+            if is_intra_only or (clear < len(ahead) and ahead[clear].begins):
+                continue
+        context.skip_frame = "DEFAULT" if one.is_wanted else "NONREF"
+        yield one.packet
+
+
+def _known(
+    packets: Iterable[av.Packet], stream: av.VideoStream, wanted: Wanted, zero_s: float
+) -> Iterator[_Packet]:
+    """Each packet with what is known of it once those around it were seen.
+
+    A picture counts as shown from the one before it until the second one after it: whoever rounds
+    times, or stores two fields apart, loses nothing. Without a time, or near the end, it is wanted.
+    """
+    begins = _group_test(stream)
     around = _Times()
     waiting: deque[av.Packet] = deque()
-    packets = iter(packets)
-    is_open = True
-    while is_open or waiting:
-        while is_open and len(waiting) <= REORDERED:
-            packet = next(packets, None)
-            is_open = packet is not None
-            if packet is not None:
-                waiting.append(packet)
-                around.add(packet)
-        if not waiting:
-            return
-        packet = waiting.popleft()
-        span_s = around.span_s(packet)
-        is_needed = span_s is None or wanted(span_s[0] - zero_s, span_s[1] - zero_s)
-        if is_needed or not is_intra_only:
-            context.skip_frame = "DEFAULT" if is_needed else "NONREF"
-            yield packet
+    for packet in packets:
+        around.add(packet)
+        waiting.append(packet)
+        if len(waiting) > REORDERED:
+            yield _about(waiting.popleft(), around, wanted, zero_s, begins)
+    for packet in waiting:
+        yield _about(packet, around, wanted, zero_s, begins)
+
+
+def _about(
+    packet: av.Packet,
+    around: _Times,
+    wanted: Wanted,
+    zero_s: float,
+    begins: Callable[[av.Packet], bool],
+) -> _Packet:
+    span_s = around.span_s(packet)
+    is_wanted = span_s is None or wanted(span_s[0] - zero_s, span_s[1] - zero_s)
+    return _Packet(packet, is_wanted, packet.size > 0 and packet.is_keyframe and begins(packet))
+
+
+def _group_test(stream: av.VideoStream) -> Callable[[av.Packet], bool]:
+    """Whether a key frame's packet makes the decoder forget what was before it."""
+    context = stream.codec_context
+    if context.codec.name in FORGETTING:
+        return lambda packet: True
+    if context.codec.name not in SLICES:
+        return lambda packet: False
+    slices, forgetting, type_of = SLICES[context.codec.name]
+    setup = bytes(context.extradata or b"")
+    at = {"h264": 4, "hevc": 21}[context.codec.name]
+    # the setup record of MP4 and Matroska says how long lengths are; streams have start codes
+    width = (setup[at] & 3) + 1 if setup[:1] == b"\1" and len(setup) > at else 0
+
+    def begins(packet: av.Packet) -> bool:
+        kinds = map(type_of, _first_bytes(bytes(packet), width))
+        return next((kind in forgetting for kind in kinds if kind in slices), False)
+
+    return begins
+
+
+def _first_bytes(data: bytes, width: int) -> Iterator[int]:
+    """The first byte of each NAL unit, behind lengths of `width` bytes or (0) start codes."""
+    at = 0
+    while width and at + width < len(data):
+        yield data[at + width]
+        at += width + int.from_bytes(data[at : at + width], "big")
+    while not width and (at := data.find(b"\0\0\1", at) + 3) > 2 and at < len(data):
+        yield data[at]
 
 
 class _Times:

@@ -23,14 +23,25 @@ CODECS = {
     "interlaced": ("libx264", "mp4", {"flags": "+ilme+ildct", "x264-params": "tff=1:bframes=3"}),
     "baseline": ("libx264", "mp4", {"profile": "baseline"}),
     "all key": ("libx264", "mp4", {"g": "1"}),
+    "short groups": ("libx264", "mp4", {"g": "10", "bf": "3"}),
+    "short groups ts": ("libx264", "ts", {"g": "20", "bf": "3"}),
+    "short groups hevc": (
+        "libx265",
+        "mkv",
+        {"x265-params": "open-gop=0:log-level=none:keyint=12:bframes=3"},
+    ),
     "hevc": ("libx265", "mp4", {"x265-params": "bframes=4:log-level=none:keyint=50"}),
     "hevc open": ("libx265", "mkv", {"x265-params": "open-gop=1:log-level=none:keyint=25"}),
     "mpeg2": ("mpeg2video", "ts", {"bf": "2", "g": "15"}),
     "mpeg4": ("mpeg4", "mp4", {"bf": "2", "g": "40"}),
     "mpeg4 avi": ("mpeg4", "avi", {"bf": "2", "g": "40"}),
     "vp8": ("libvpx", "webm", {"deadline": "realtime", "auto-alt-ref": "0"}),
-    "vp9": ("libvpx-vp9", "webm", {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "16"}),
-    "av1": ("libsvtav1", "mp4", {"preset": "12"}),
+    "vp9": (
+        "libvpx-vp9",
+        "webm",
+        {"deadline": "good", "cpu-used": "5", "lag-in-frames": "16", "g": "20"},
+    ),
+    "av1": ("libsvtav1", "mp4", {"preset": "12", "g": "20"}),
     "mjpeg": ("mjpeg", "mov", {}),
     "prores": ("prores_ks", "mov", {}),
 }
@@ -126,6 +137,9 @@ def test_less_is_decoded(tmp_path) -> None:
     between = write(tmp_path / "a.mp4", "libx264", {"bf": "3", "b-pyramid": "none"}, starts)
     assert counted(between, 25.0) == FILM_FRAMES
     assert counted(between, 1.0) < 0.75 * FILM_FRAMES
+    groups = write(tmp_path / "c.mp4", "libx264", {"g": "10", "bf": "0"}, starts)
+    assert counted(groups, 1.0) < 0.55 * FILM_FRAMES  # what is not looked ahead at is decoded
+    assert counted(groups, 0.2) < 0.3 * FILM_FRAMES
     alone = write(tmp_path / "b.mov", "mjpeg", {}, starts)
     assert counted(alone, 1.0) < 0.4 * FILM_FRAMES  # two neighbours, and what is read ahead
 

@@ -41,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " alone)",
     )
     add("--fps", type=float, default=1.0, help="frames read per second of film (%(default)s)")
+    add(
+        "--skip-same",
+        action="store_true",
+        help="encode what stands still once: slides, screen recordings (kept in a new library)",
+    )
     add_words_option(add)
     add(
         "--transcribe",
@@ -74,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
     readers = _readers(args)  # what is missing is told before films are read
     clip = load_clip(encoder, device=args.device)
-    library = Library.create(args.library, encoder, clip, args.fps)
+    library = Library.create(args.library, encoder, clip, args.fps, skip_same=args.skip_same)
     hours = sum(lengths_s.values()) / 3600
     size_mb = hours * args.fps * 3600 * clip.dim * BYTES_PER_NUMBER / 1e6
     print(f"{len(lengths_s)} films, {hours:.1f} hours: {size_mb:.1f} MB of disk", file=sys.stderr)

@@ -1,6 +1,6 @@
 """A library: one folder with the frames' features of many films, which can be copied as a whole.
 
-    <library>/library.json          encoder, its fingerprint, frames per second
+    <library>/library.json          encoder, its fingerprint, frames per second, `skip_same`
     <library>/films/<id>.npy        features [T, D] float16, with their description in <id>.json
     <library>/films/<id>.pieces.safetensors  what a search reads (`grounding.frame_spans.Pieces`)
     <library>/films/<id>.film.json  where the film lies; written last
@@ -63,6 +63,7 @@ class Library:
         encoder: what `model.clip.load_clip` is given.
         fingerprint: of that encoder.
         feature_fps: feature rows per second.
+        skip_same: frames like the one before are not encoded.
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
@@ -82,14 +83,24 @@ class Library:
             self.encoder = str(about["encoder"])
             self.fingerprint = str(about["fingerprint"])
             self.feature_fps = float(about["feature_fps"])
+            self.skip_same = about.get("skip_same", False) is True
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is damaged: no {error}; index the films again") from error
 
     @classmethod
     def create(
-        cls, folder: str | os.PathLike, encoder: str, clip: ClipFeatures, feature_fps: float
+        cls,
+        folder: str | os.PathLike,
+        encoder: str,
+        clip: ClipFeatures,
+        feature_fps: float,
+        *,
+        skip_same: bool = False,
     ) -> Library:
         """Open a library, or make a new one in a folder that is empty or not there.
+
+        Args:
+            skip_same: of a new one; one that is there keeps to its own way.
 
         Raises:
             UserError: something else is in the folder, or the library has another encoder or rate.
@@ -101,13 +112,16 @@ class Library:
             place = os.path.abspath(encoder) if Path(encoder).exists() else encoder
             about = {"format": FORMAT, "encoder": place, "fingerprint": clip.fingerprint()}
             (folder / FILMS).mkdir(parents=True, exist_ok=True)
-            write_json(folder / ABOUT, about | {"feature_fps": feature_fps})
+            about |= {"feature_fps": feature_fps} | ({"skip_same": True} if skip_same else {})
+            write_json(folder / ABOUT, about)
         found = cls(folder)
         if (found.fingerprint, found.feature_fps) != (clip.fingerprint(), feature_fps):
             raise UserError(
                 f"{folder} was made by {found.encoder} at {found.feature_fps:g} frames per second,"
                 f" not by {encoder} at {feature_fps:g}; give its own, or another --library"
             )
+        if skip_same and not found.skip_same:
+            raise UserError(f"{folder} has every frame encoded; give another --library")
         return found
 
     def films(self) -> list[LibraryFilm]:
@@ -236,6 +250,7 @@ class Library:
                 clip,
                 feature_fps=self.feature_fps,
                 out_path=self._file(film_id, ".npy"),
+                skip_same=self.skip_same,
                 progress=progress,
             )
             self.write_pieces(film_id)

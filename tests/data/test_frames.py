@@ -92,6 +92,56 @@ def test_interrupted_and_continued_gives_the_same_bytes(film, tmp_path, dies_at,
     assert not partial.exists() and len(list(tmp_path.iterdir())) == 4
 
 
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory) -> Path:
+    """Four slides for five seconds each, a pointer that moves on the third; compressed."""
+    rng = np.random.default_rng(1)
+    sheets = [np.kron(rng.integers(0, 255, (6, 8, 3)), np.ones((16, 16, 1))) for _ in range(4)]
+    pictures = []
+    for number in range(20 * 5):
+        picture = sheets[number // 25].astype(np.uint8)
+        if 50 <= number < 75:
+            picture[40:46, number : number + 6] = 255
+        pictures.append(picture)
+    path = tmp_path_factory.mktemp("films") / "slides.mp4"
+    starts = films.constant_rate(100, 5)
+    options = {"crf": "28", "g": "7"}
+    return films.write_film(path, starts, size=(128, 96), pictures=pictures, codec_options=options)
+
+
+class SharpClip(GreyClip):
+    """Sees all pixels, and counts the pictures that it was shown."""
+
+    seen = 0
+
+    def decode_size(self, width: int, height: int) -> tuple[int, int]:
+        return 128, 96
+
+    def encode_images(self, batch: np.ndarray, *, batch_size: int) -> torch.Tensor:
+        self.seen += len(batch)
+        return super().encode_images(batch, batch_size=batch_size)
+
+
+def test_what_stands_still_is_encoded_once(slides, tmp_path):
+    whole, some = SharpClip(), SharpClip()
+    every = np.load(extract(slides, tmp_path / "a.npy", whole, feature_fps=5).path)
+    made = extract(slides, tmp_path / "b.npy", some, feature_fps=5, skip_same=True)
+    rows = np.load(made.path)
+    assert rows.shape == every.shape and whole.seen == 100
+    # once per batch of eight and slide, and every picture of the one with the pointer
+    assert some.seen <= 13 + 3 + 25
+    np.testing.assert_allclose(rows[:, 0], every[:, 0], atol=1.0)
+    moving = np.abs(np.diff(rows[51:74, 0]))
+    assert (np.abs(rows[50:75, 0] - every[50:75, 0]) == 0).all() and moving.max() > 0
+    # they are not taken for one another, and go on as they began
+    assert not extract(slides, tmp_path / "a.npy", whole, feature_fps=5, skip_same=True).reused
+    with pytest.raises(KeyboardInterrupt):
+        clip = SharpClip(dies_at_call=5)
+        extract(slides, tmp_path / "c.npy", clip, feature_fps=5, skip_same=True)
+    again = extract(slides, tmp_path / "c.npy", SharpClip(), feature_fps=5, skip_same=True)
+    assert again.path.read_bytes() == made.path.read_bytes()
+
+
 def test_a_run_killed_before_the_rename_computes_nothing_again(film, tmp_path, monkeypatch):
     def killed(*_args):
         raise KeyboardInterrupt

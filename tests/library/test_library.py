@@ -273,6 +273,20 @@ def test_several_processes_make_the_same_library(films, library, tmp_path, capsy
             assert (other / "films" / file.name).read_bytes() == file.read_bytes()
 
 
+def test_a_library_keeps_to_its_way_with_what_stands_still(films, tmp_path, capsys) -> None:
+    place, words = tmp_path / "library", ["index", str(films[0]), "--model", CLIP]
+    assert main([*words, "--library", str(place), "--skip-same"]) == 0
+    abouts = [json.loads(p.read_text()) for p in (place / "films").glob("*[0-9a-f].json")]
+    assert len(abouts) == 2 and all(about["skip_same"] for about in abouts)
+    before = {path: path.read_bytes() for path in (place / "films").glob("*.npy")}
+    assert main([*words, "--library", str(place)]) == 0
+    assert before == {path: path.read_bytes() for path in (place / "films").glob("*.npy")}
+    assert main([*words, "--library", str(tmp_path / "other")]) == 0
+    capsys.readouterr()
+    assert main([*words, "--library", str(tmp_path / "other"), "--skip-same"]) == 2
+    assert "has every frame encoded" in capsys.readouterr().err
+
+
 def test_two_indexers_at_once_do_no_harm(films, library, tmp_path, capsys) -> None:
     other = tmp_path / "other"
     words = ["-m", "revisionllm.cli", "index", str(films[0]), "--library", str(other)]

@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from revisionllm.data.feature_extraction.same_frames import SAME_LEVELS, changed
 from revisionllm.data.stores.feature_store import CONTENTS, DIGEST, ROWS_PER_READ, RowsDigest
 from revisionllm.data.video import iter_frames, probe
 from revisionllm.errors import UserError
@@ -76,6 +77,7 @@ def extract_features(
     out_path: str | os.PathLike,
     batch_size: int = 64,
     dtype: str = "float16",
+    skip_same: bool = False,
     progress: bool = True,
 ) -> FeatureFile:
     """Write the image features of a video, one row per 1 / feature_fps seconds.
@@ -89,6 +91,7 @@ def extract_features(
         out_path: the .npy to write; its folder is made.
         batch_size: frames per pass of the image tower.
         dtype: of the stored rows, "float16" or "float32".
+        skip_same: frames like the one before are not encoded and have its row (`same_frames`).
         progress: show a progress bar with frames/s and ETA on stderr.
 
     Raises:
@@ -98,6 +101,8 @@ def extract_features(
     out_path = Path(out_path)
     known = [_read_json(path) for path in (_sidecar(out_path), _partial_paths(out_path)[1])]
     about = _describe(video_path, clip, feature_fps, dtype, known)
+    if skip_same:
+        about |= {"skip_same": SAME_LEVELS}
     _complete_rename(out_path, about)
     found = _read_json(_sidecar(out_path))
     if _is_same(found, about) and _has_shape(out_path, about):
@@ -116,12 +121,22 @@ def extract_features(
         bar = _progress_bar(out_path.stem, num_done, about["num_frames"], progress)
         with bar, closing(read_ahead(batches, depth=DECODE_AHEAD_BATCHES)) as frames:
             for batch in frames:
-                rows = clip.encode_images(batch, batch_size=batch_size).numpy().astype(dtype)
+                rows = _encoded(clip, batch, skip_same).astype(dtype)
                 _append(file, rows)
                 _note_sum(out_path, rows.tobytes(), len(rows))
                 bar.update(len(rows))
         about = about | {DIGEST: _finish(file, out_path, about)}
     return FeatureFile(out_path, about, reused=False)
+
+
+def _encoded(clip: ClipFeatures, batch: np.ndarray, skip_same: bool) -> np.ndarray:
+    """Rows of a batch; what stands still is encoded once per batch, so that a continued run gives
+    the same bytes."""
+    if not skip_same:
+        return clip.encode_images(batch, batch_size=len(batch)).numpy()
+    is_new = changed(batch)
+    rows = clip.encode_images(batch[is_new], batch_size=len(batch)).numpy()
+    return rows[np.cumsum(is_new) - 1]
 
 
 def read_ahead(items: Iterable[T], *, depth: int) -> Iterator[T]:

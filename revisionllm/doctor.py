@@ -140,7 +140,7 @@ def _accelerators() -> Iterator[str]:
         has_mps = backend is not None and backend.is_available()
         yield "Apple's GPU (mps)" if has_mps else "no GPU: everything runs on the CPU, in float32"
         return
-    from revisionllm.model.base import choose_dtype
+    from revisionllm.model.devices import choose_dtype
 
     for number in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(number)

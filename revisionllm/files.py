@@ -36,6 +36,10 @@ _DIGEST_BYTES = 2**22
 _TEMPORARY = re.compile(r"\.(?:(?P<host>[^.]*)-)?(?P<pid>\d+)\.tmp")
 
 
+HEAD_BYTES = 2**20
+MODEL_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.model")
+
+
 def _umask() -> int:
     """The process's umask, which can only be read by setting it."""
     mask = os.umask(0)
@@ -311,6 +315,30 @@ def sha256_of(path: str | os.PathLike) -> str:
         while block := file.read(_DIGEST_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def stamp_of(place: str | os.PathLike) -> str:
+    """Fingerprint of a model's folder or file without reading it whole: names, sizes, times of
+    change and first bytes (of safetensors: names and shapes of tensors)."""
+    path = Path(place)
+    files: Iterable[Path] = [path]
+    if path.is_dir():
+        files = sorted({file for pattern in MODEL_FILES for file in path.glob(pattern)})
+    return json_digest([_stamp(file) for file in files])
+
+
+def _stamp(file: Path) -> list[Any]:
+    status = file.stat()
+    with file.open("rb") as stream:
+        head = hashlib.sha256(stream.read(HEAD_BYTES)).hexdigest()
+    # small files are told by their bytes; copying them is no change
+    changed = status.st_mtime_ns if status.st_size > HEAD_BYTES else 0
+    return [file.name, status.st_size, changed, head]
+
+
+def cache_dir() -> Path:
+    """Where this project keeps what can be made again: $XDG_CACHE_HOME/revisionllm."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "revisionllm"
 
 
 def json_digest(value: Any) -> str:

@@ -25,6 +25,7 @@ import numpy as np
 
 from revisionllm.constants import DEMO_WEIGHTS, MAX_SENTENCE
 from revisionllm.errors import UserError
+from revisionllm.files import cache_dir
 from revisionllm.model.hub import local, missing
 from revisionllm.records.films import Film
 from revisionllm.search.plans import (
@@ -52,8 +53,7 @@ BUDGET_MB = 1024  # MiB of an engine's batches
 
 def default_features_dir() -> Path:
     """Where features are kept between calls: $XDG_CACHE_HOME/revisionllm/features."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "revisionllm" / "features"
+    return cache_dir() / "features"
 
 
 def long_runs_beside(checkpoint: Path) -> tuple[Path, ...]:

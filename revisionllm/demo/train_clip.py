@@ -217,7 +217,7 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     from revisionllm.demo.training.clip_heads import AttributeReadout, SpotReadout
     from revisionllm.demo.training.film_features import num_workers
     from revisionllm.demo.training.loop import Loop
-    from revisionllm.model.base import choose_device
+    from revisionllm.model.devices import choose_device
 
     torch.manual_seed(args.seed)
     prepare_folder(args.out, args.seed)

@@ -189,9 +189,9 @@ def train(args: argparse.Namespace) -> None:
 
     from revisionllm.demo.training.film_features import training_films
     from revisionllm.demo.training.loop import Loop, moved
-    from revisionllm.model.base import choose_device
     from revisionllm.model.clip import load_clip
     from revisionllm.model.config import AdapterConfig
+    from revisionllm.model.devices import choose_device
     from revisionllm.model.loading import describe, load_model, save_run
 
     torch.manual_seed(args.seed)

@@ -14,15 +14,9 @@ from pathlib import Path
 from revisionllm.engine.foreign import Prompt, Reply
 from revisionllm.errors import UserError, reading
 from revisionllm.files import read_json
-from revisionllm.model.base import (
-    SAFE,
-    check_loading,
-    choose_attention,
-    choose_device,
-    choose_dtype,
-    dtype_argument,
-)
-from revisionllm.model.hub import local, missing
+from revisionllm.model.base import check_loading, dtype_argument
+from revisionllm.model.devices import choose_attention, choose_device, choose_dtype
+from revisionllm.model.hub import SAFE, local, missing
 
 BATCH = 4  # windows; less where they do not fit
 

@@ -1,5 +1,4 @@
-"""The LLM and its tokenizer from a folder, a GGUF file or the hub's cache; device, dtype and
-attention.
+"""The LLM and its tokenizer from a folder, a GGUF file or the hub's cache.
 
 Bases are decoder-only LLMs of the families in `FAMILIES`, as transformers implements them; RoPE,
 masks, biases and norms are each model's own. Vicuna-7B v1.5 is that of the published weights.
@@ -7,10 +6,6 @@ masks, biases and norms are each model's own. Vicuna-7B v1.5 is that of the publ
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +23,7 @@ from transformers import (
 )
 
 from revisionllm.errors import UserError, reading
-from revisionllm.files import read_json
-from revisionllm.model.hub import local, missing
-from revisionllm.options import DEVICE
+from revisionllm.model.hub import SAFE, local, missing, refuse_own_code
 
 # model_type of the bases that the tests run: Llama 2 and 3, Vicuna, SmolLM2; Qwen 2.5; Qwen 3;
 # Mistral without a sliding window; SmolLM3
@@ -39,68 +32,6 @@ FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "smollm3")
 IGNORED_SUFFIX = "rotary_emb.inv_freq"
 KNOWN_SENTENCE = "a man opens the door"
 GET_BASE = "checkpoints/README.md says where to get it"
-SAFE = {"trust_remote_code": False}
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def choose_device(device: str = "auto") -> torch.device:
-    """The device to run on; `auto` takes a GPU if there is one, and says so on stderr."""
-    if device != "auto":
-        return checked_device(device)
-    chosen = "cuda" if torch.cuda.is_available() else "cpu"
-    reason = torch.cuda.get_device_name() if chosen == "cuda" else "no CUDA GPU is visible"
-    say(f"device {chosen}: {reason}")
-    return torch.device(chosen)
-
-
-def checked_device(device: str) -> torch.device:
-    """A device by name.
-
-    Raises:
-        UserError: no such name, or no such device here.
-    """
-    if not DEVICE.fullmatch(device) or device == "auto":
-        raise UserError(f"device {device!r} is none of auto, cpu, cuda, cuda:N")
-    chosen = torch.device(device)
-    if chosen.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (chosen.index or 0) >= count:
-            raise UserError(f"no device {device}: {count} CUDA GPUs are visible; try --device auto")
-    if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("no device mps here; try --device auto")
-    return chosen
-
-
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The dtype to run in; `auto` is float32 on a CPU and bfloat16 (else float16) on a GPU.
-
-    Raises:
-        UserError: a name that is none of `DTYPES` or `auto`.
-    """
-    if dtype != "auto":
-        if dtype not in DTYPES:
-            raise UserError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
-        return DTYPES[dtype]
-    if device.type != "cuda":
-        chosen, reason = "float32", "half precision is slow or inexact on a CPU"
-    elif torch.cuda.is_bf16_supported():
-        chosen, reason = "bfloat16", "the GPU computes in it, with the range of float32"
-    else:
-        chosen, reason = "float16", "the GPU has no bfloat16"
-    say(f"dtype {chosen}: {reason}")
-    return DTYPES[chosen]
-
-
-def choose_attention(attention: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The attention for transformers; `auto` is FlashAttention 2 where it can run, else SDPA."""
-    if attention != "auto":
-        return attention
-    can_flash = device.type == "cuda" and dtype != torch.float32
-    if can_flash and find_spec("flash_attn") is not None:
-        say("attention flash_attention_2: flash-attn is installed")
-        return "flash_attention_2"
-    say("attention sdpa: " + ("flash-attn is not installed" if can_flash else "float32 or no GPU"))
-    return "sdpa"
 
 
 def dtype_argument() -> str:
@@ -267,17 +198,6 @@ def _location(base: str) -> tuple[str, dict[str, Any]]:
     return str(path), {}
 
 
-def refuse_own_code(
-    folder: Path, models: str, names: Sequence[str] = ("config.json", "tokenizer_config.json")
-) -> None:
-    """Raises UserError if a model brings Python code of its own, which is never run."""
-    for name in names:
-        if (folder / name).is_file() and "auto_map" in read_json(folder / name, kind=dict):
-            raise UserError(
-                f"{folder / name} names code of its own (auto_map): such {models} are not supported"
-            )
-
-
 def check_loading(base: str, info: dict[str, Any]) -> None:
     unexpected = [key for key in info["unexpected_keys"] if not key.endswith(IGNORED_SUFFIX)]
     parts = []
@@ -291,9 +211,3 @@ def check_loading(base: str, info: dict[str, Any]) -> None:
             parts.append(f"{name} ({len(keys)}): {listed}")
     if parts:
         raise UserError(f"base {base} does not fit its config: " + "; ".join(parts))
-
-
-def say(text: str) -> None:
-    """A line on stderr; of several processes that do the same, the first one speaks."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"revisionllm: {text}", file=sys.stderr)

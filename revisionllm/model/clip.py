@@ -11,6 +11,7 @@ Shapes: N images or sentences, H x W pixels, D the shared embedding, L tokens, W
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import html
 import json
@@ -19,20 +20,22 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as vision
 
 from revisionllm.constants import LINE_BREAKS
 from revisionllm.errors import UserError
-from revisionllm.model.base import checked_device
+from revisionllm.files import cache_dir, json_digest, stamp_of, write_text
+from revisionllm.model.devices import checked_device
 from revisionllm.model.hub import check_encoder, go_offline
 from revisionllm.versions import warn_if_newer
 
+FINGERPRINT = re.compile("[0-9a-f]{16}")
+KEPT_FROM = 50_000_000  # weights whose fingerprint is kept: reading them all takes a while
 GET_CLIP = "checkpoints/README.md says where to get one"
 
 
@@ -108,7 +111,13 @@ class ClipFeatures:
     """
 
     def __init__(
-        self, name: str, towers: Towers, *, device: torch.device, dtype: torch.dtype = torch.float32
+        self,
+        name: str,
+        towers: Towers,
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        weights: Path | None = None,
     ) -> None:
         pictures = towers.pictures
         mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (pictures.mean, pictures.std))
@@ -124,6 +133,7 @@ class ClipFeatures:
         self._dtype = dtype
         self._pictures = pictures
         self._towers = towers
+        self._weights = weights  # where they were read
         words = towers.special_tokens
         self._special = re.compile("|".join(map(re.escape, words)) or r"(?!)", re.IGNORECASE)
         # Frames arrive as [N, H, W, 3] in memory, which is channels_last already; convolutions of
@@ -148,13 +158,16 @@ class ClipFeatures:
         resize 8-bit pictures with antialiasing, rounding can differ.
         """
         pictures = frames.to(self.device).permute(0, 3, 1, 2)
-        size, resize = self._pictures.size, self._pictures.resize
-        mode = InterpolationMode.BICUBIC
-        if self._pictures.bilinear:
-            mode = InterpolationMode.BILINEAR
-        target = [size, size] if self._pictures.squash else [resize]
-        pictures = vision.resize(pictures, target, mode, antialias=True)
-        pictures = vision.center_crop(pictures, [size, size])
+        size = self._pictures.size
+        width, height = self.decode_size(pictures.shape[3], pictures.shape[2])
+        if pictures.shape[2:] != (height, width):
+            mode = "bilinear" if self._pictures.bilinear else "bicubic"
+            pictures = nn.functional.interpolate(
+                pictures.float(), (height, width), mode=mode, antialias=True
+            )
+            pictures = pictures.clamp(0, 255).round()  # as 8-bit pictures
+        top, left = round((height - size) / 2), round((width - size) / 2)
+        pictures = pictures[:, :, top : top + size, left : left + size]
         return pictures * self._scale + self._shift
 
     def encode_images(
@@ -245,7 +258,18 @@ class ClipFeatures:
     @cached_property
     def _fingerprint(self) -> str:
         about = json.dumps(self._towers.about, sort_keys=True, default=list)
-        return weights_digest(self._towers.module, about)
+        module = self._towers.module
+        count = sum(weight.numel() for weight in module.parameters())
+        if self._weights is None or count < KEPT_FROM:
+            return weights_digest(module, about)
+        kept = cache_dir() / "encoders" / json_digest([about, stamp_of(self._weights)])
+        if kept.is_file() and (found := FINGERPRINT.fullmatch(kept.read_text("ascii", "replace"))):
+            return found[0]
+        digest = weights_digest(module, about)
+        with contextlib.suppress(OSError):  # a full or read-only disk costs the next call a second
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_text(kept, digest)
+        return digest
 
     def fingerprint(self) -> str:
         """16 hex digits over preprocessing and weights: which CLIP made a feature file."""
@@ -293,4 +317,6 @@ def load_clip(
         towers = clip_open.load_openai_file(path)
     else:
         towers = clip_open.load_by_name(name)
-    return ClipFeatures(name, towers, device=torch.device(device), dtype=getattr(torch, dtype))
+        path = Path(clip_open.cached_weights(clip_open.pretrained(name)[2]))
+    where = torch.device(device)
+    return ClipFeatures(name, towers, device=where, dtype=getattr(torch, dtype), weights=path)

@@ -16,9 +16,8 @@ from torch import nn
 
 from revisionllm.errors import UserError, reading
 from revisionllm.files import read_json, replacing, write_json
-from revisionllm.model.base import refuse_own_code
 from revisionllm.model.clip import GET_CLIP, Pictures
-from revisionllm.model.hub import missing
+from revisionllm.model.hub import missing, refuse_own_code
 
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAME = "open_clip_model.safetensors"

@@ -15,8 +15,8 @@ from torch import nn
 
 from revisionllm.errors import UserError, reading
 from revisionllm.files import read_json
-from revisionllm.model.base import SAFE, refuse_own_code
 from revisionllm.model.clip import GET_CLIP, Pictures
+from revisionllm.model.hub import SAFE, refuse_own_code
 
 PROCESSOR_NAME = "preprocessor_config.json"
 BILINEAR, BICUBIC = 2, 3  # of PIL

@@ -6,20 +6,16 @@ with what another model made.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from revisionllm.files import json_digest, sha256_of
+from revisionllm.files import json_digest, sha256_of, stamp_of
 from revisionllm.model.config import CALIBRATION_NAME, read_calibration
 from revisionllm.model.loading import describe
 
 # says where things lie and who wrote them, not what they are
 PLACES = ("base", "clip", "adapter_file", "lora", "parent", "versions", "git_commit")
-HEAD_BYTES = 2**20
-BASE_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.model")
 LORA_FILES = ("adapter_config.json", "adapter_model.*", "non_lora_trainables.bin")
 
 
@@ -62,23 +58,7 @@ def weights_digest(source: str | Path) -> str:
 
 def base_stamp(base: str) -> str:
     """Fingerprint of a base LLM without reading it whole; of a name that is not here, the name."""
-    path = Path(base)
-    if not path.exists():
-        return base
-    files: Iterable[Path] = [path]
-    if path.is_dir():
-        files = sorted({file for pattern in BASE_FILES for file in path.glob(pattern)})
-    return json_digest([_stamp(file) for file in files])
-
-
-def _stamp(file: Path) -> list[Any]:
-    """Name, size, time of change and first bytes (of safetensors: the names and shapes)."""
-    status = file.stat()
-    with file.open("rb") as stream:
-        head = hashlib.sha256(stream.read(HEAD_BYTES)).hexdigest()
-    # small files are told by their bytes; copying them is no change
-    changed = status.st_mtime_ns if status.st_size > HEAD_BYTES else 0
-    return [file.name, status.st_size, changed, head]
+    return stamp_of(base) if Path(base).exists() else base
 
 
 def changes(before: dict[str, Any], now: dict[str, Any], *, most: int = 5) -> str:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from revisionllm.errors import UserError
+from revisionllm.files import read_json
 
 PREFIX = "hf:"
+SAFE = {"trust_remote_code": False}  # of every `from_pretrained`
 NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 _REFERENCE = re.compile(rf"hf:({NAME})(?:@([\w.-]+))?((?:/[\w.-]+)*)/?")
 _SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([\w.-]+)((?:/.*)?)")
@@ -128,3 +131,14 @@ def go_offline() -> None:
     from huggingface_hub import constants
 
     constants.HF_HUB_OFFLINE = True
+
+
+def refuse_own_code(
+    folder: Path, models: str, names: Sequence[str] = ("config.json", "tokenizer_config.json")
+) -> None:
+    """Raises UserError if a model brings Python code of its own, which is never run."""
+    for name in names:
+        if (folder / name).is_file() and "auto_map" in read_json(folder / name, kind=dict):
+            raise UserError(
+                f"{folder / name} names code of its own (auto_map): such {models} are not supported"
+            )

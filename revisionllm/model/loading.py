@@ -20,16 +20,7 @@ from typing import Any
 from torch import nn
 
 from revisionllm.errors import UserError
-from revisionllm.model.base import (
-    DTYPES,
-    cast_llm,
-    choose_attention,
-    choose_device,
-    choose_dtype,
-    load_base,
-    load_tokenizer,
-    say,
-)
+from revisionllm.model.base import cast_llm, load_base, load_tokenizer
 from revisionllm.model.config import (
     ADAPTER_NAME,
     LORA_NAME,
@@ -38,6 +29,7 @@ from revisionllm.model.config import (
     read_config,
     write_config,
 )
+from revisionllm.model.devices import DTYPES, choose_attention, choose_device, choose_dtype, say
 from revisionllm.model.hub import local, missing
 from revisionllm.model.llama import GroundingModel, build_adapter
 from revisionllm.model.lora import load_lora, merge_lora, save_lora

@@ -46,7 +46,7 @@ class SentenceEncoder:
 
     Args:
         place: folder, or `hf:owner/name`.
-        device: as of `model.base.choose_device`, but for "auto": the CPU will do.
+        device: as of `model.devices.choose_device`, but for "auto": the CPU will do.
 
     Raises:
         UserError: no such encoder there.
@@ -55,7 +55,8 @@ class SentenceEncoder:
     def __init__(self, place: str, *, device: str = "auto") -> None:
         from transformers import AutoModel, AutoTokenizer
 
-        from revisionllm.model.base import SAFE, checked_device
+        from revisionllm.model.devices import checked_device
+        from revisionllm.model.hub import SAFE
 
         self.place, self.folder = place, Path(local(place))
         if not (self.folder / WEIGHTS).is_file():

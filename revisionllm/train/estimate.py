@@ -30,8 +30,8 @@ from transformers import AttentionInterface
 from revisionllm.engine.attention import packed_forward
 from revisionllm.errors import UserError
 from revisionllm.model import clip_adapter
-from revisionllm.model.base import DTYPES
 from revisionllm.model.config import AdapterConfig, RunConfig
+from revisionllm.model.devices import DTYPES
 from revisionllm.model.llama import GroundingModel, build_adapter
 from revisionllm.model.lora import new_lora
 from revisionllm.model.quantized import BITS, NF4, block_linears

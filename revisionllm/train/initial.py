@@ -13,8 +13,8 @@ from torch import nn
 
 from revisionllm.data.stores.lmdb_records import LmdbRecords, read_query
 from revisionllm.errors import UserError
-from revisionllm.model.base import DTYPES, choose_attention, choose_device, choose_dtype
 from revisionllm.model.config import AdapterConfig, is_run_folder, read_config
+from revisionllm.model.devices import DTYPES, choose_attention, choose_device, choose_dtype
 from revisionllm.model.llama import GroundingModel
 from revisionllm.model.loading import describe, load_model
 from revisionllm.model.lora import new_lora, read_lora_config

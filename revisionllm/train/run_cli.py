@@ -152,7 +152,8 @@ def export(args: argparse.Namespace) -> int:
         where = missing(args.run_folder, "run")
         raise UserError(f"{where}; checkpoints/README.md says what makes one")
     from revisionllm.files import write_text
-    from revisionllm.model.base import DTYPES, cast_llm
+    from revisionllm.model.base import cast_llm
+    from revisionllm.model.devices import DTYPES
     from revisionllm.model.loading import load_model, save_run
 
     model = load_model(args.run_folder, device="cpu", dtype="float32")

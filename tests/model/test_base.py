@@ -154,27 +154,3 @@ def test_tokenizer_gets_a_padding_token(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(UserError, match="no tokenizer in base"):
         base.load_tokenizer(str(tmp_path))
-
-
-def test_choices_are_explained(capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    device = base.choose_device("auto")
-    assert (device.type, base.choose_dtype("auto", device)) == ("cpu", torch.float32)
-    assert base.choose_attention("auto", device, torch.float32) == "sdpa"
-    said = capsys.readouterr().err
-    assert "device cpu: no CUDA GPU" in said
-    assert "dtype float32: " in said
-    assert "attention sdpa: " in said
-    with pytest.raises(UserError, match="float64"):
-        base.choose_dtype("float64", device)
-
-
-def test_choices_on_a_gpu(monkeypatch):
-    gpu = torch.device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert base.choose_dtype("auto", gpu) == torch.bfloat16
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
-    assert base.choose_dtype("auto", gpu) == torch.float16
-    monkeypatch.setattr(base, "find_spec", lambda name: object())
-    assert base.choose_attention("auto", gpu, torch.float16) == "flash_attention_2"
-    assert base.choose_attention("auto", gpu, torch.float32) == "sdpa"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import open_clip
@@ -124,3 +125,24 @@ def test_what_cannot_be_an_encoder_is_said_in_one_line(tmp_path):
     (tmp_path / "bare" / "preprocessor_config.json").unlink()
     with pytest.raises(UserError, match="is missing"):
         load_clip(tmp_path / "bare", device="cpu")
+
+
+def test_the_fingerprint_of_large_weights_is_kept(tmp_path, monkeypatch):
+    """Next to nothing is read the second time; other weights or a torn note are not believed."""
+    from revisionllm.model import clip
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save_transformers(tmp_path / "clip", "siglip")
+    plain = load_clip(tmp_path / "clip", device="cpu").fingerprint()
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(clip, "KEPT_FROM", 10)
+    assert load_clip(tmp_path / "clip", device="cpu").fingerprint() == plain
+    (note,) = (tmp_path / "cache" / "revisionllm" / "encoders").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(clip, "weights_digest", lambda *_: pytest.fail("read again"))
+        assert load_clip(tmp_path / "clip", device="cpu").fingerprint() == plain
+    note.write_text(plain[:7])
+    assert load_clip(tmp_path / "clip", device="cpu").fingerprint() == plain
+    save_transformers(tmp_path / "other", "clip")
+    shutil.copytree(tmp_path / "other", tmp_path / "clip", dirs_exist_ok=True)
+    assert load_clip(tmp_path / "clip", device="cpu").fingerprint() != plain

@@ -20,9 +20,7 @@ from revisionllm.engine.reference import answer_one
 from revisionllm.engine.segments import SegmentEngine
 from revisionllm.errors import UserError
 from revisionllm.grounding.levels import Question
-from revisionllm.model.base import (
-    FAMILIES as READ,
-)
+from revisionllm.model.base import FAMILIES as READ
 from revisionllm.model.base import cast_llm, load_base, load_tokenizer, meta_llm
 from revisionllm.model.config import AdapterConfig, RunConfig
 from revisionllm.model.llama import GroundingModel, build_adapter

@@ -12,14 +12,9 @@ from model_assets import ASSETS
 from safetensors.torch import load_file, save_file
 
 from revisionllm.errors import UserError
-from revisionllm.model.base import (
-    checked_device,
-    choose_device,
-    llm_config,
-    load_base,
-    load_tokenizer,
-)
+from revisionllm.model.base import llm_config, load_base, load_tokenizer
 from revisionllm.model.clip import load_clip
+from revisionllm.model.devices import checked_device, choose_device
 from revisionllm.model.lora import load_lora
 
 DEMO_CLIP = Path(__file__).resolve().parents[2] / "checkpoints" / "demo" / "clip"

@@ -36,7 +36,7 @@ from revisionllm.demo.training.film_features import training_films
 from revisionllm.demo.training.frame_training import draw_windows, teach_frames
 from revisionllm.demo.training.loop import Loop, moved, share
 from revisionllm.files import write_json
-from revisionllm.model.base import choose_device
+from revisionllm.model.devices import choose_device
 
 log = logging.getLogger("train_dense")
 

@@ -144,15 +144,15 @@ def _index_words(
 
     paths = {os.path.abspath(video) for video in lengths_s}
     films = [film for film in library.films() if str(film.path) in paths]
-    spoken = films if transcriber else [film for film in films if has_words(film.path)]
-    for name, chosen, add, tool in (
-        (FILE, spoken, add_words, transcriber),
-        (SCREEN_FILE, films if reader else [], add_screen, reader),
+    has_some = transcriber is not None or any(has_words(film.path) for film in films)
+    for name, is_wanted, add, tool in (
+        (FILE, has_some, add_words, transcriber),
+        (SCREEN_FILE, reader is not None, add_screen, reader),
     ):
-        index = (
-            open_words(library.folder / name, args.words, device=args.device) if chosen else None
-        )
-        for film in chosen if index else ():
+        path = library.folder / name
+        is_wanted = bool(films) and (is_wanted or path.is_file())
+        index = open_words(path, args.words, device=args.device) if is_wanted else None
+        for film in films if index else ():
             is_new, problems = add(index, film.film_id, film.path, film.duration_s, tool)
             for problem in problems:
                 print(f"revisionllm: {problem}", file=sys.stderr)

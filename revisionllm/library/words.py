@@ -46,6 +46,7 @@ INSTALL_HINT = (
 HINTS, HINT_CHANCE = 6, 0.1  # passages that dense windows look at, and how probable they must be
 FILE, SCREEN_FILE = "words.sqlite", "screen.sqlite"
 LEVELS = {FILE: LEVEL, SCREEN_FILE: SCREEN_LEVEL}
+TRANSCRIBED = "transcribed by "  # begins the source of words that no subtitles hold
 PASSAGE_S, PAUSE_S = 15.0, 1.0  # a passage's length at most, and the pause that ends it
 ENDS = (".", "!", "?", "…", '."', '!"', '?"', "\u3002", "\uff01", "\uff1f")
 BLOCK_ROWS = 1 << 16  # vectors that are widened at a time
@@ -505,36 +506,46 @@ def add_words(
 ) -> tuple[bool, list[str]]:
     """Read a film's words unless the index has them; whether it did, and what could not be read.
 
+    Words whose subtitles have gone are taken out.
+
     Args:
         transcriber: for films that have none.
     """
-    is_written = transcriber is None or has_words(video)
-    source = source_of(video) if is_written else f"transcribed by {transcriber.fingerprint}"
-    if index.source(film_id) == source:
-        return False, []
-    if is_written:
-        lines, problems = lines_of(video, duration_s)
-    else:
-        try:
-            lines, problems = transcriber.lines(video, duration_s), []
-        except UserError as error:
-            return False, [str(error)]
-    index.add(film_id, lines, source)
-    return bool(lines), problems
+    known = index.source(film_id)
+    if has_words(video):
+        return _add(index, film_id, source_of(video), lambda: lines_of(video, duration_s))
+    if transcriber is not None:
+        source = f"{TRANSCRIBED}{transcriber.fingerprint}"
+        return _add(index, film_id, source, lambda: (transcriber.lines(video, duration_s), []))
+    if known is not None and not known.startswith(TRANSCRIBED):
+        index.remove(film_id)
+        return False, [f"{video}: its subtitles have gone, and so have its words"]
+    return False, []
 
 
 def add_screen(
-    index: WordsIndex, film_id: str, video: Path, duration_s: float, reader: ScreenReader
+    index: WordsIndex, film_id: str, video: Path, duration_s: float, reader: ScreenReader | None
 ) -> tuple[bool, list[str]]:
-    """Read a film's screen unless the index has it; see `add_words`."""
-    if index.source(film_id) == reader.fingerprint:
+    """Read a film's screen unless the index has it, or nobody reads it; see `add_words`."""
+    if reader is None:
+        return False, []
+    return _add(index, film_id, reader.fingerprint, lambda: (reader.lines(video, duration_s), []))
+
+
+def _add(
+    index: WordsIndex,
+    film_id: str,
+    source: str,
+    read: Callable[[], tuple[list[Line], list[str]]],
+) -> tuple[bool, list[str]]:
+    if index.source(film_id) == source:
         return False, []
     try:
-        lines = reader.lines(video, duration_s)
+        lines, problems = read()
     except UserError as error:
         return False, [str(error)]
-    index.add(film_id, lines, reader.fingerprint)
-    return bool(lines), []
+    index.add(film_id, lines, source)
+    return bool(lines), problems
 
 
 def words_of(

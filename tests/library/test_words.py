@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import av
@@ -400,6 +401,24 @@ def test_a_library_knows_what_is_said(films, tmp_path, capsys) -> None:
     records = found(capsys, str(library), "a blaze that people have forgotten")
     assert all(m["level"] != "words" for record in records for m in record["moments"])
     (films / "mute.srt").unlink()
+
+
+def test_words_go_with_their_subtitles(films, tmp_path, capsys) -> None:
+    """A film whose subtitles were taken away says nothing any more."""
+    folder = tmp_path / "films"
+    shutil.copytree(films, folder)
+    library, words = tmp_path / "library", ["index", str(folder), "--model", "demo"]
+    assert main([*words, "--library", str(library)]) == 0
+    before = WordsIndex(library / "words.sqlite").counts()
+    (gone,) = list(folder.glob("*.srt"))[:1]
+    gone.unlink()
+    capsys.readouterr()
+    assert main([*words, "--library", str(library)]) == 0
+    assert "its subtitles have gone" in capsys.readouterr().err
+    after = WordsIndex(library / "words.sqlite").counts()
+    assert len(after) == len(before) - 1
+    assert main([*words, "--library", str(library)]) == 0
+    assert "gone" not in capsys.readouterr().err
 
 
 def test_words_of_one_film_are_kept(films, tmp_path) -> None:

@@ -245,6 +245,9 @@ def main(argv: list[str] | None = None) -> int:
         us, them = partial(ours, film, clip, str(folder)), partial(theirs, film, encoder)
         print(side_by_side("whole", film, us, them, place), flush=True)
         print("\n".join(answers(film, folder, place)), flush=True)
+        half = load_clip(str(folder), device="cpu", dtype="bfloat16")
+        us = partial(ours, film, half, str(folder))
+        print(side_by_side("ours in bfloat16", film, us, them, place), flush=True)
         if args.still:
             us = partial(ours, args.still, clip, str(folder), skip_same=True)
             them = partial(theirs, args.still, encoder, skip_same=True)

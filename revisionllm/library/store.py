@@ -1,6 +1,6 @@
 """A library: one folder with the frames' features of many films, which can be copied as a whole.
 
-    <library>/library.json          encoder, its fingerprint, frames per second, `skip_same`
+    <library>/library.json          encoder, its fingerprint, frames per second, `dtype`, `skip_same`
     <library>/films/<id>.npy        features [T, D] float16, with their description in <id>.json
     <library>/films/<id>.pieces.safetensors  what a search reads (`grounding.frame_spans.Pieces`)
     <library>/films/<id>.film.json  where the film lies; written last
@@ -63,6 +63,7 @@ class Library:
         encoder: what `model.clip.load_clip` is given.
         fingerprint: of that encoder.
         feature_fps: feature rows per second.
+        dtype: arithmetic of the encoder.
         skip_same: frames like the one before are not encoded.
     """
 
@@ -83,6 +84,7 @@ class Library:
             self.encoder = str(about["encoder"])
             self.fingerprint = str(about["fingerprint"])
             self.feature_fps = float(about["feature_fps"])
+            self.dtype = str(about.get("dtype", "float32"))
             self.skip_same = about.get("skip_same", False) is True
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is damaged: no {error}; index the films again") from error
@@ -105,6 +107,8 @@ class Library:
         Raises:
             UserError: something else is in the folder, or the library has another encoder or rate.
         """
+        from revisionllm.data.feature_extraction.frames import arithmetic_of
+
         folder = Path(folder)
         if not is_library(folder):
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -112,7 +116,8 @@ class Library:
             place = os.path.abspath(encoder) if Path(encoder).exists() else encoder
             about = {"format": FORMAT, "encoder": place, "fingerprint": clip.fingerprint()}
             (folder / FILMS).mkdir(parents=True, exist_ok=True)
-            about |= {"feature_fps": feature_fps} | ({"skip_same": True} if skip_same else {})
+            about |= {"feature_fps": feature_fps, "dtype": arithmetic_of(clip)}
+            about |= {"skip_same": True} if skip_same else {}
             write_json(folder / ABOUT, about)
         found = cls(folder)
         if (found.fingerprint, found.feature_fps) != (clip.fingerprint(), feature_fps):
@@ -120,6 +125,8 @@ class Library:
                 f"{folder} was made by {found.encoder} at {found.feature_fps:g} frames per second,"
                 f" not by {encoder} at {feature_fps:g}; give its own, or another --library"
             )
+        if found.dtype != arithmetic_of(clip):
+            raise UserError(f"{folder} was made in {found.dtype}; give another --library")
         if skip_same and not found.skip_same:
             raise UserError(f"{folder} has every frame encoded; give another --library")
         return found

@@ -108,6 +108,7 @@ class ClipFeatures:
         image_size: height = width of the pictures the image tower takes.
         context_length: most tokens of a sentence, start and end included.
         device: where the towers live.
+        arithmetic: "float32", or what autocast computes in.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class ClipFeatures:
         self.image_size = pictures.size
         self.context_length = towers.context_length
         self.device = device
+        self.arithmetic = str(dtype).removeprefix("torch.")
         self._dtype = dtype
         self._pictures = pictures
         self._towers = towers

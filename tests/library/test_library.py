@@ -287,6 +287,26 @@ def test_a_library_keeps_to_its_way_with_what_stands_still(films, tmp_path, caps
     assert "has every frame encoded" in capsys.readouterr().err
 
 
+def test_a_library_keeps_to_its_arithmetic(films, tmp_path, capsys) -> None:
+    folder, questions = films
+    words = ["index", str(folder), "--model", CLIP, "--library"]
+    for name, options in (("half", ["--dtype", "bfloat16"]), ("whole", [])):
+        assert main([*words, str(tmp_path / name), *options]) == 0
+    rows = {name: list((tmp_path / name / "films").glob("*.npy")) for name in ("half", "whole")}
+    for half in rows["half"]:
+        about = json.loads(half.with_suffix(".json").read_text())
+        assert about["arithmetic"] == "bfloat16"
+        one, other = np.load(half), np.load(tmp_path / "whole" / "films" / half.name)
+        norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+        cosines = (one.astype(np.float32) * other).sum(1) / norms
+        assert (one != other).any() and cosines.min() > 0.99
+    assert main([*words, str(tmp_path / "half")]) == 0  # its own
+    capsys.readouterr()
+    assert main([*words, str(tmp_path / "half"), "--dtype", "float32"]) == 2
+    assert "was made in bfloat16" in capsys.readouterr().err
+    assert main(["find", str(tmp_path / "half"), questions[0][0].sentence, "--json"]) == 0
+
+
 def test_two_indexers_at_once_do_no_harm(films, library, tmp_path, capsys) -> None:
     other = tmp_path / "other"
     words = ["-m", "revisionllm.cli", "index", str(films[0]), "--library", str(other)]

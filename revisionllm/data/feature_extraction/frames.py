@@ -101,8 +101,9 @@ def extract_features(
     out_path = Path(out_path)
     known = [_read_json(path) for path in (_sidecar(out_path), _partial_paths(out_path)[1])]
     about = _describe(video_path, clip, feature_fps, dtype, known)
-    if skip_same:
-        about |= {"skip_same": SAME_LEVELS}
+    arithmetic = arithmetic_of(clip)
+    about |= {"arithmetic": arithmetic} if arithmetic != "float32" else {}
+    about |= {"skip_same": SAME_LEVELS} if skip_same else {}
     _complete_rename(out_path, about)
     found = _read_json(_sidecar(out_path))
     if _is_same(found, about) and _has_shape(out_path, about):
@@ -127,6 +128,11 @@ def extract_features(
                 bar.update(len(rows))
         about = about | {DIGEST: _finish(file, out_path, about)}
     return FeatureFile(out_path, about, reused=False)
+
+
+def arithmetic_of(clip: ClipFeatures) -> str:
+    """What an encoder computes in; one that does not say so, in float32."""
+    return getattr(clip, "arithmetic", "float32")
 
 
 def _encoded(clip: ClipFeatures, batch: np.ndarray, skip_same: bool) -> np.ndarray:

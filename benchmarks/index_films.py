@@ -6,6 +6,8 @@
 Both read the same film at a frame a second with the same encoder: SigLIP 2 base at 224 pixels with
 random weights, in one folder (speed does not depend on them). Measured in turn, in one process: to
 decode and store alone (an encoder that does nothing), and whole. First answers are new processes.
+What stands still is encoded once in a film of slides, and what that costs is told by films of the
+demo.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ KEY = "siglip2-base-224"  # framesieve's name of the encoder
 SIZE, DIM, WORDS = 224, 768, ["a", "dog", "on", "the", "beach"]
 GATE_LEVELS = 2.0  # what its documentation calls visually identical
 SENTENCE = "a dog on the beach"
+SLIDES, SLIDE_S, SLIDE_FPS = 40, 15, 5
+DEMO_SEEDS = range(990, 998)
 
 
 def save_encoder(folder: Path) -> None:
@@ -133,26 +137,32 @@ def timed(work: Callable[[Path], int], out: Path) -> tuple[float, int]:
     return time.perf_counter() - began, count
 
 
-def side_by_side(
-    name: str, film: Path, us: Callable, them: Callable, place: Path, repeats: int = 1
-) -> str:
-    """A row: seconds of both, measured in turn, and how often ours goes into theirs."""
+def side_by_side(name: str, film: Path, work: dict[str, Callable], place: Path, repeats: int = 1):
+    """Print a row: seconds of each, measured in turn, and how often the first goes into the last.
+
+    Returns:
+        Median seconds by name.
+    """
     from revisionllm.data.video import probe
 
     film_s = probe(film).duration_s
-    found: dict[str, list[float]] = {"us": [], "them": []}
+    found: dict[str, list[float]] = {who: [] for who in work}
     counts = {}
     for _ in range(repeats):
-        for who, work in (("us", us), ("them", them)):
-            seconds, counts[who] = timed(work, place / who)
+        for who, one in work.items():
+            seconds, counts[who] = timed(one, place / who)
             found[who].append(seconds)
-    ratio = statistics.median(np.array(found["them"]) / np.array(found["us"]))
-    cells = [
-        f"{seconds:.1f} ({film_s / seconds:.0f})"
-        for seconds in (statistics.median(found["us"]), statistics.median(found["them"]))
-    ]
-    name = f"{name}, {film_s / 60:.0f} min"
-    return f"| {' | '.join([name, *cells])} | {ratio:.2f} | {counts['us']} / {counts['them']} |"
+    middle = {who: statistics.median(seconds) for who, seconds in found.items()}
+    row(f"{name}, {film_s / 60:.0f} min", middle, film_s, counts)
+    return middle
+
+
+def row(name: str, seconds: dict[str, float], film_s: float, counts: dict[str, int]) -> None:
+    """Print a row of the table."""
+    we, they = seconds["us"], seconds["them"]
+    cells = [f"{taken:.1f} ({film_s / taken:.0f})" for taken in (we, they)]
+    frames = " / ".join(str(count) for count in counts.values())
+    print(f"| {' | '.join([name, *cells])} | {they / we:.2f} | {frames} |", flush=True)
 
 
 def command_s(words: list[str]) -> float:
@@ -213,11 +223,68 @@ def cut_film(film: Path, minutes: float, folder: Path) -> Path:
     return part
 
 
+def write_slides(path: Path) -> Path:
+    """Ten minutes of 720p: a sheet of blocks for 15 seconds each, a pointer that moves over
+    every fourth."""
+    import av
+
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=SLIDE_FPS, options={"crf": "26"})
+        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
+        for number in range(SLIDES):
+            sheet = np.kron(rng.integers(0, 255, (9, 16, 3)), np.ones((80, 80, 1)))
+            for tick in range(SLIDE_S * SLIDE_FPS):
+                picture = sheet.astype(np.uint8)
+                if number % 4 == 0:
+                    picture[300:324, 8 * tick : 8 * tick + 24] = 255
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def accuracy(place: Path) -> list[str]:
+    """What encoding still pictures once costs: frame questions of the demo's films, both ways."""
+    from revisionllm.constants import DEMO_WEIGHTS
+    from revisionllm.demo.frame_benchmark import is_hit
+    from revisionllm.demo.world.frame_questions import frame_questions
+    from revisionllm.demo.world.plans import plan_film
+    from revisionllm.demo.world.render import write_film
+    from revisionllm.library.find import LibrarySearch
+    from revisionllm.library.store import Library
+    from revisionllm.model.clip import load_clip
+
+    clip = Counting(load_clip(DEMO_WEIGHTS / "clip", device="cpu"))
+    hits: dict[bool, list[bool]] = {False: [], True: []}
+    seen = dict.fromkeys(hits, 0)
+    for seed in DEMO_SEEDS:
+        plan, film = plan_film(seed, 600.0, "test"), place / f"{seed}.mp4"
+        write_film(plan, film)
+        asked = frame_questions(plan, 20, 0)
+        for skip_same, found in hits.items():
+            out, clip.seen = place / f"{seed}-{skip_same}", 0
+            library = Library.create(
+                out, str(DEMO_WEIGHTS / "clip"), clip, 1.0, skip_same=skip_same
+            )
+            library.add(film, clip, progress=False)
+            seen[skip_same] += clip.seen
+            search = LibrarySearch(library, device="cpu", words="none")
+            for question, ((_, answer), *_) in zip(
+                asked, search.find([one.sentence for one in asked], threshold=0.0), strict=True
+            ):
+                best = answer.moments[0]
+                found.append(is_hit((best.start_s, best.end_s), question.spans_s))
+    return [
+        f"{'what stands still once' if skip_same else 'every frame'}: R1@0.5"
+        f" {100 * np.mean(found):.1f} of {len(found)} sentences, {seen[skip_same]} frames encoded"
+        for skip_same, found in hits.items()
+    ]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("film", type=Path)
-    parser.add_argument("--still", type=Path, help="a film in which much stands still, for --skip")
     parser.add_argument("--minutes", type=float, default=60.0, help="of the film that are encoded")
     parser.add_argument("--encoder", type=Path, help="folder; made where it is not there")
     parser.add_argument("--repeats", type=int, default=3, help="of what takes no encoder")
@@ -233,26 +300,28 @@ def main(argv: list[str] | None = None) -> int:
     print("| --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as kept:
         place, none, film = Path(kept), NoEncoder(), args.film
-        us, them = partial(ours, film, none, "none"), partial(theirs, film, none)
-        row = side_by_side("decode and store", film, us, them, place, args.repeats)
-        print(row, flush=True)
+        work = {"us": partial(ours, film, none, "none"), "them": partial(theirs, film, none)}
+        side_by_side("decode and store", film, work, place, args.repeats)
         folder = args.encoder or place / "encoder"
         if not (folder / "config.json").is_file():
             save_encoder(folder)
         SIGLIP_MODELS[KEY].update(repo=str(folder), revision=None)
         clip, encoder = load_clip(str(folder), device="cpu"), SiglipEncoder(KEY, device="cpu")
-        film = cut_film(args.film, args.minutes, place)
-        us, them = partial(ours, film, clip, str(folder)), partial(theirs, film, encoder)
-        print(side_by_side("whole", film, us, them, place), flush=True)
+        film, name = cut_film(args.film, args.minutes, place), str(folder)
+        work = {"us": partial(ours, film, clip, name), "them": partial(theirs, film, encoder)}
+        whole = side_by_side("whole", film, work, place)
         print("\n".join(answers(film, folder, place)), flush=True)
-        half = load_clip(str(folder), device="cpu", dtype="bfloat16")
-        us = partial(ours, film, half, str(folder))
-        print(side_by_side("ours in bfloat16", film, us, them, place), flush=True)
-        if args.still:
-            us = partial(ours, args.still, clip, str(folder), skip_same=True)
-            them = partial(theirs, args.still, encoder, skip_same=True)
-            row = side_by_side("what stands still once", args.still, us, them, place)
-            print(row, flush=True)
+        half = load_clip(name, device="cpu", dtype="bfloat16")
+        seconds, count = timed(partial(ours, film, half, name), place / "us")
+        film_s = 60 * args.minutes
+        row("ours in bfloat16", whole | {"us": seconds}, film_s, {"us": count, "them": count})
+        still = write_slides(place / "slides.mp4")
+        work = {
+            "us": partial(ours, still, clip, name, skip_same=True),
+            "them": partial(theirs, still, encoder, skip_same=True),
+        }
+        side_by_side("slides, what stands still once", still, work, place)
+        print("\n".join(accuracy(place)))
     return 0
 
 

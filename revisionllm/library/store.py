@@ -1,6 +1,6 @@
 """A library: one folder with the frames' features of many films, which can be copied as a whole.
 
-    <library>/library.json          encoder, its fingerprint, frames per second, `dtype`, `skip_same`
+    <library>/library.json          encoder, its fingerprint, rate, `dtype`, `skip_same`
     <library>/films/<id>.npy        features [T, D] float16, with their description in <id>.json
     <library>/films/<id>.pieces.safetensors  what a search reads (`grounding.frame_spans.Pieces`)
     <library>/films/<id>.film.json  where the film lies; written last

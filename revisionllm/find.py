@@ -36,6 +36,8 @@ from revisionllm.model.hub import path_argument
 
 if TYPE_CHECKING:
     from revisionllm.library.model_file import ModelFile
+    from revisionllm.library.shared import SharedLibrary
+    from revisionllm.library.store import Library
     from revisionllm.records.predictions import Prediction
 
     Answers = list[tuple[Path, Prediction]]  # films, and predictions about them
@@ -45,7 +47,7 @@ NOTHING_FOUND = 3  # exit code of --exit-code
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
-    parser.add_argument("video", type=Path, help="any video file, or a library")
+    parser.add_argument("video", type=_place, help="any video file, or a library")
     parser.add_argument("sentences", nargs="+", metavar="sentence", help="what to look for")
     parser.add_argument("--top-k", type=int, default=5, help="moments per sentence (5)")
     parser.add_argument("--json", action="store_true", help="one JSON object per sentence")
@@ -125,37 +127,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
 
+def _place(text: str) -> Path | str:
+    from revisionllm.library.shared import is_url
+
+    return text if is_url(text) else Path(text)
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the command. Returns the exit code."""
     from revisionllm.library.cut import take_away
     from revisionllm.library.markers import check_markers
+    from revisionllm.library.shared import open_library
     from revisionllm.library.shots import check_shots
-    from revisionllm.library.store import is_library
 
     check_sentences(args.sentences)
     if args.snap:
         check_shots()
+    read = [args.video] if isinstance(args.video, Path) else []
     if args.view:
-        claim_output(args.view, inputs=[args.video], overwrite=args.overwrite)
-    model = _model(args)
-    if is_library(args.video):
-        if args.model and model.is_alone:
-            raise UserError(
-                f"{args.video} is a library, searched by its own encoder: no --model {args.model}"
-            )
-        search = find_in_library
-    else:
-        search = find_in_film
+        claim_output(args.view, inputs=read, overwrite=args.overwrite)
+    library = open_library(args.video)
+    model = _model(args, library)
+    if library is not None and args.model and model.is_alone:
+        raise UserError(
+            f"{args.video} is a library, searched by its own encoder: no --model {args.model}"
+        )
     for path in args.markers:
-        check_markers(path, inputs=[args.video], overwrite=args.overwrite)
-    answers = search(args, model)
+        check_markers(path, inputs=read, overwrite=args.overwrite)
+    if library is not None:
+        answers = find_in_library(args, model, library)
+    else:
+        answers = find_in_film(args, model)
     if args.cut or args.markers:
         take_away(answers, args, args.cut, args.top_k)
     was_found = any(prediction.found for _, prediction in answers)
     return NOTHING_FOUND if args.exit_code and not was_found else 0
 
 
-def _model(args: argparse.Namespace) -> ModelFile:
+def _model(args: argparse.Namespace, library: Library | SharedLibrary | None) -> ModelFile:
     """What searches, by --model, --checkpoint and --long, or --grounder; what they leave open is
     the library's encoder, or `default_model`.
 
@@ -163,7 +172,6 @@ def _model(args: argparse.Namespace) -> ModelFile:
         UserError: they contradict each other.
     """
     from revisionllm.library.model_file import ModelFile, default_model, read_model
-    from revisionllm.library.store import Library, is_library
 
     of_runs = [f"--{name}" for name in ("checkpoint", "long") if getattr(args, name)]
     others = [f"--{name}" for name in ("model", "grounder") if getattr(args, name)]
@@ -173,11 +181,11 @@ def _model(args: argparse.Namespace) -> ModelFile:
         raise UserError(f"--budget {args.budget}: at least 1 window")
     if of_runs:
         model = ModelFile("", str(args.checkpoint or DEFAULT_CHECKPOINT), tuple(args.long))
-    elif args.model or not is_library(args.video):
+    elif args.model or library is None:
         args.model = args.model or default_model([args.video])
         model = read_model(args.model)
     else:
-        model = ModelFile(Library(args.video).encoder)
+        model = ModelFile(library.encoder)
     if args.grounder:
         model = model.above(args.grounder)
     if args.grounder_profile:
@@ -187,13 +195,14 @@ def _model(args: argparse.Namespace) -> ModelFile:
     return model
 
 
-def find_in_library(args: argparse.Namespace, model: ModelFile) -> Answers:
+def find_in_library(
+    args: argparse.Namespace, model: ModelFile, library: Library | SharedLibrary
+) -> Answers:
     """Search all films of a library by its encoder, and the best by a model's levels, if any."""
     from revisionllm.library.find import LibrarySearch
-    from revisionllm.library.store import Library
 
     searching = LibrarySearch(
-        Library(args.video),
+        library,
         None if model.is_alone else model,
         best_films=args.films,
         device=args.device,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from revisionllm.grounder import Grounder
     from revisionllm.library.frames import FramedFilm
     from revisionllm.library.model_file import ModelFile
+    from revisionllm.library.shared import SharedLibrary
 
 BEST_FILMS = 3
 Answer = tuple[Path, Prediction]  # a film, and what was found in it
@@ -33,7 +34,7 @@ class LibrarySearch:
     """An opened library, for one sentence after the other.
 
     Args:
-        library: the library.
+        library: the library, or a shared one.
         model: whose levels stand above the library's encoder; None: the encoder alone.
         best_films: how many films those levels look at, per sentence.
         device: of the models.
@@ -47,7 +48,7 @@ class LibrarySearch:
 
     def __init__(
         self,
-        library: Library,
+        library: Library | SharedLibrary,
         model: ModelFile | None = None,
         *,
         best_films: int = BEST_FILMS,
@@ -56,6 +57,8 @@ class LibrarySearch:
         words: str = AUTO,
         snap: bool = False,
     ) -> None:
+        if model is not None and library.folder is None:
+            raise UserError("levels above the encoder read films: give the library's own folder")
         self.library, self.best_films, self._snap = library, best_films, snap
         self.options = options or {}
         self.known = library.films()
@@ -68,14 +71,15 @@ class LibrarySearch:
         from revisionllm.model.clip import load_clip
 
         self.calibration = read_frames_calibration(library.encoder)
-        self.films: list[FramedFilm] = [library.framed(film) for film in self.known]
+        self.films: Sequence[FramedFilm] = library.framed_films(self.known)
         self.clip = load_clip(library.encoder, device=device)
         if self.clip.fingerprint() != library.fingerprint:
             raise UserError(
                 f"{library.folder} was made by encoder {library.fingerprint}, {library.encoder} is"
                 f" {self.clip.fingerprint()}; put the old one back, or index the films again"
             )
-        paths = [library.folder / name for name in LEVELS]
+        folder = library.folder
+        paths = [] if folder is None else [folder / name for name in LEVELS]
         opened = [open_words(path, words, device=device) for path in paths if path.is_file()]
         self.words = [index for index in opened if index is not None]
         self.grounder: Grounder | None = None
@@ -106,6 +110,9 @@ class LibrarySearch:
         """
         _, encoded = self.clip.encode_texts(list(sentences))
         among = range(len(self.films)) if among is None else among
+        likely = self.library.promising(encoded.numpy())
+        if likely is not None:
+            among = [at for at in among if self.known[at].film_id in likely] or among
         said = [self._said(sentence, among) for sentence in sentences]
         find = self._by_frames if self.grounder is None else self._above
         known = self.clip.tokens_per_word(sentences)

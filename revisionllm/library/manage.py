@@ -4,6 +4,7 @@ revisionllm library list library
 revisionllm library remove library films/old.mp4
 revisionllm library verify library
 revisionllm library move library old_disk/films new_disk/films
+revisionllm library share library s3://bucket/library
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "info": "encoder, rate, films, hours, bytes",
         "verify": "read every row; exit code 2 if something is damaged, or a film has gone",
         "remove": "take films out with their features; the films themselves stay",
+        "share": "bring a copy for other machines up to date, in a folder or an object store (pip"
+        " install lancedb)",
         "move": "tell it that films were moved, by you, from one folder to another",
     }
     for name, text in helps.items():
@@ -30,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("library", type=Path, help="folder of the index")
         if name == "remove":
             command.add_argument("films", nargs="+", metavar="FILM", help="path as in `list`")
+        if name == "share":
+            command.add_argument("place", metavar="PLACE", help="s3://bucket/library, or a folder")
         if name == "move":
             command.add_argument("old", metavar="OLD", help="folder or film, as in `list`")
             command.add_argument("new", type=Path, metavar="NEW", help="where it is now")
@@ -46,6 +51,11 @@ def run(args: argparse.Namespace) -> int:
     if args.command == "list":
         for film in films:
             print(f"{film.film_id}  {clock(film.duration_s)}  {film.path}")
+    elif args.command == "share":
+        from revisionllm.library.shared import share
+
+        added, removed = share(library, args.place)
+        print(f"{args.place}: {len(films)} films, {added} added, {removed} removed")
     elif args.command == "info":
         size = sum(f.stat().st_size for f in args.library.rglob("*") if f.is_file())
         hours = sum(film.duration_s for film in films) / 3600

@@ -16,7 +16,7 @@ had begun is continued (`data.feature_extraction.frames`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,6 +168,14 @@ class Library:
         return FramedFilm(
             film.path.stem, pieces, self.feature_fps, film.duration_s, video_path=film.path
         )
+
+    def framed_films(self, films: Sequence[LibraryFilm]) -> list[FramedFilm]:
+        """`framed` of many."""
+        return [self.framed(film) for film in films]
+
+    def promising(self, features: np.ndarray) -> set[str] | None:
+        """Ids of films that sentences [Q, D] may be about; None: all are searched."""
+        return None
 
     def film(self, film: LibraryFilm, clip: ClipFeatures, feature_fps: float) -> Film:
         """A film for levels above the encoder; its features are read where they look, and kept.

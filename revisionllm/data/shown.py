@@ -185,5 +185,5 @@ class _Times:
         at = bisect.bisect_left(self._ticks, packet.pts)
         if at == 0 or at + 2 >= len(self._ticks):
             return None
-        base = packet.time_base
-        return float(self._ticks[at - 1] * base), float(self._ticks[at + 2] * base)
+        tick_s = float(packet.time_base)  # neighbours forgive its rounding
+        return self._ticks[at - 1] * tick_s, self._ticks[at + 2] * tick_s

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # A frame counts as shown at `t` if it starts at most this late: containers round times to 1 ms.
 TIME_TOLERANCE_S = 0.002
+# How far before a time to seek, one after the other.
+SEEK_BEFORE_S = (0.0, 2.0, 20.0)
 # A film that ends earlier than its header says by more than this (or two frames) was cut.
 END_TOLERANCE_S = 0.5
 # The clock of a file falls back if a packet is to be decoded this long before the one before it.
@@ -156,6 +158,7 @@ def iter_frames(
     size: tuple[int, int] | None = None,
     start_s: float = 0.0,
     end_s: float | None = None,
+    threads: int = 0,
 ) -> Iterator[tuple[int, float, np.ndarray]]:
     """Yield the frames shown at the grid times `index / fps`, for all of them in [start_s, end_s).
 
@@ -169,6 +172,7 @@ def iter_frames(
         size: (width, height) to resize to, as displayed; FFmpeg's swscale, bicubic, which averages
             over the source pixels when it shrinks. None keeps the film's size.
         start_s, end_s: part of the film; the index still counts from the film's first frame.
+        threads: of the decoder; 0: as many as there are cores.
 
     Yields:
         (index, time_s, rgb): rgb is uint8 [height, width, 3]; the same array comes again when fps
@@ -197,7 +201,7 @@ def iter_frames(
     to_rgb = _RgbConverter(size)
     shown, gap_s = None, 0.0
     wanted = on_grid(fps, TIME_TOLERANCE_S)
-    for frame in _frames_from(path, info, index / fps, wanted):
+    for frame in _frames_from(path, info, index / fps, wanted, threads):
         while index < stop and frame.start_s > index / fps + TIME_TOLERANCE_S:
             yield index, index / fps, to_rgb(shown or frame)
             index += 1
@@ -570,19 +574,26 @@ def _frame_length_s(frame: av.VideoFrame, stream: VideoStream) -> float:
 
 
 def _frames_from(
-    path: str | os.PathLike, info: VideoInfo, time_s: float, wanted: Wanted | None = None
+    path: str | os.PathLike,
+    info: VideoInfo,
+    time_s: float,
+    wanted: Wanted | None = None,
+    threads: int = 0,
 ) -> Iterator[_Frame]:
     """Frames on the film's clock, the first no later than the one on screen at `time_s`; those that
     no wanted time shows may be left out.
 
-    Seeks to the key frame before; where the container cannot seek there, decodes from the start.
+    Seeks to the key frame before, or to an earlier one if that comes too late (pictures shown
+    before a key frame may be stored behind it); where it cannot seek, decodes from the start.
     """
     import av
 
-    if time_s > 0 and info.can_seek:
-        with open_video(path) as (container, stream):
+    for before_s in SEEK_BEFORE_S if time_s > 0 and info.can_seek else ():
+        if before_s >= time_s:
+            break
+        with open_video(path, threads=threads) as (container, stream):
             try:
-                ticks = math.floor((info.start_s + time_s) / stream.time_base)
+                ticks = math.floor((info.start_s + time_s - before_s) / stream.time_base)
                 container.seek(ticks, stream=stream)
                 frames = _on_film_clock(container, stream, info, wanted)
                 first = next(frames, None)
@@ -594,7 +605,7 @@ def _frames_from(
                 yield first
                 yield from frames
                 return
-    with open_video(path) as (container, stream):
+    with open_video(path, threads=threads) as (container, stream):
         yield from _on_film_clock(container, stream, info, wanted)
 
 

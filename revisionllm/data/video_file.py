@@ -41,10 +41,15 @@ def pyav():
 
 
 @contextmanager
-def open_video(path: str | os.PathLike) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(
+    path: str | os.PathLike, *, threads: int = 0
+) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a local video file; yields (container, the video stream that players show).
 
     Which stream that is FFmpeg says, by flags, size and cover pictures.
+
+    Args:
+        threads: of the decoder; 0: as many as there are cores.
 
     Raises:
         UserError: missing, unreadable, empty, no video, or cut so short that its index is missing.
@@ -72,6 +77,7 @@ def open_video(path: str | os.PathLike) -> Iterator[tuple[InputContainer, VideoS
         if stream.codec_context is None:
             raise UserError(f"this FFmpeg does not know the video's codec: {path}")
         stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = threads
         yield container, stream
 
 

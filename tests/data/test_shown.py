@@ -9,10 +9,11 @@ import av
 import numpy as np
 import pytest
 
-from revisionllm.data import video
+from revisionllm.data import readers, video
 from revisionllm.data.shown import at_times, needed_packets, on_grid
 from revisionllm.data.video import frames_at, iter_frames, read_frame
 from revisionllm.data.video_file import open_video
+from revisionllm.errors import UserError
 
 FILM_FRAMES, FPS = 260, 25
 # codec, suffix, its options; what of it may be left out, where it is known
@@ -55,8 +56,10 @@ def picture(number: int) -> np.ndarray:
     return np.repeat(grey[:, :, None], 3, axis=2).astype(np.uint8)
 
 
-def write(path: Path, codec: str, options: dict[str, str], starts_ms: list[int]) -> Path:
-    with av.open(str(path), "w") as container:
+def write(
+    path: Path, codec: str, options: dict[str, str], starts_ms: list[int], muxer=None
+) -> Path:
+    with av.open(str(path), "w", options=muxer or {}) as container:
         stream = container.add_stream(codec, rate=FPS, options=options)
         stream.width, stream.height = 64, 48
         wide = {"mjpeg": "yuvj420p", "prores_ks": "yuv422p10le"}
@@ -109,6 +112,51 @@ def test_single_times_show_the_same_pictures(film, monkeypatch) -> None:
     for one, other in zip(read(), decoding_all(monkeypatch, read), strict=True):
         for picture_, wanted in zip(one, other, strict=True):
             np.testing.assert_array_equal(picture_, wanted)
+
+
+@pytest.mark.parametrize("start_s", [0.0, 3.2])
+def test_several_readers_show_the_same_pictures(film, start_s, monkeypatch) -> None:
+    """Parts of a second and more, whatever the groups of pictures are like."""
+    monkeypatch.setattr(readers, "PART_S", 1.0)
+    monkeypatch.setattr(readers, "GROUPS", 1)
+    monkeypatch.setattr(readers.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    for fps in (1.0, 6.0):
+        told = list(readers.frames_in_order(film, fps, size=(64, 48), start_s=start_s))
+        wanted = list(iter_frames(film, fps, size=(64, 48), start_s=start_s))
+        assert [one[:2] for one in told] == [one[:2] for one in wanted]
+        for (*_, one), (*_, other) in zip(told, wanted, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_film_is_read_in_parts_where_it_pays(tmp_path, monkeypatch) -> None:
+    starts = [40 * number for number in range(FILM_FRAMES)]
+    near = write(tmp_path / "near.mp4", "libx264", {"g": "25"}, starts)
+    far = write(tmp_path / "far.mp4", "libx264", {"g": "1000", "sc_threshold": "0"}, starts)
+    assert readers._part_s(video.probe(near)) == readers.PART_S
+    assert readers._part_s(video.probe(far)) is None
+    monkeypatch.setattr(readers, "PART_S", 2.0)
+    monkeypatch.setattr(readers.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    spans = []
+
+    def noted(*args, **options):
+        spans.append((options["start_s"], options.get("end_s")))
+        return iter_frames(*args, **options)
+
+    monkeypatch.setattr(readers, "iter_frames", noted)
+    assert len(list(readers.frames_in_order(near, 2.0, size=(64, 48)))) == 21
+    (first, until), (then, end_s) = sorted(spans)
+    assert (first, end_s) == (0.0, None) and until == then == pytest.approx(4.0)
+
+
+def test_a_film_that_was_cut_is_told(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(readers, "PART_S", 1.0)
+    monkeypatch.setattr(readers.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    starts = [40 * number for number in range(FILM_FRAMES)]
+    options = {"movflags": "faststart"}
+    film = write(tmp_path / "film.mp4", "libx264", {"g": "10"}, starts, options)
+    film.write_bytes(film.read_bytes()[: film.stat().st_size * 2 // 3])
+    with pytest.raises(UserError, match="are readable"):
+        list(readers.frames_in_order(film, 2.0, size=(64, 48)))
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])

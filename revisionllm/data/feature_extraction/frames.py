@@ -25,8 +25,9 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from revisionllm.data.feature_extraction.same_frames import SAME_LEVELS, changed
+from revisionllm.data.readers import frames_in_order
 from revisionllm.data.stores.feature_store import CONTENTS, DIGEST, ROWS_PER_READ, RowsDigest
-from revisionllm.data.video import iter_frames, probe
+from revisionllm.data.video import probe
 from revisionllm.errors import UserError
 from revisionllm.files import read_json, sha256_of, write_json, write_text
 
@@ -277,7 +278,8 @@ def _batches(
     batch: list[np.ndarray] = []
     if first >= about["num_frames"]:
         return
-    for _, _, rgb in iter_frames(video_path, feature_fps, size=size, start_s=first / feature_fps):
+    start_s = first / feature_fps
+    for _, _, rgb in frames_in_order(video_path, feature_fps, size=size, start_s=start_s):
         batch.append(rgb)
         if len(batch) == batch_size:
             yield np.stack(batch)

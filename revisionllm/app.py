@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revisionllm.errors import UserError
+from revisionllm.library.find import LibrarySearch, add_library_arguments, library_and_model
 
 if TYPE_CHECKING:
-    from revisionllm.library.find import LibrarySearch
     from revisionllm.library.markers import Mark
 
 LONGEST_CLIP_S = 600.0
@@ -37,30 +37,18 @@ STYLE = """
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
-    add = parser.add_argument
-    add("library", type=Path, nargs="?", default=Path("library"), help="an index (%(default)s)")
-    add("--model", help="a folder with a model.json, or demo: runs above the library's encoder")
-    add("--films", type=int, default=3, help="films that those runs read, per sentence")
-    add("--port", type=int, default=7860, help="on 127.0.0.1 (%(default)s)")
-    add("--device", default="auto", help="auto, cpu or cuda")
+    add_library_arguments(parser)
+    parser.add_argument("--port", type=int, default=7860, help="on 127.0.0.1 (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted; returns 0."""
     import importlib.util
 
-    from revisionllm.library.model_file import read_model
-    from revisionllm.library.store import Library
-
-    library = Library(args.library)
-    model = read_model(args.model) if args.model else None
-    if model and model.is_alone:
-        raise UserError(f"--model {args.model} names an encoder alone; the library has its own")
+    library, model = library_and_model(args)
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the app is drawn by Gradio, which is not here: `pip install gradio`")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    from revisionllm.library.find import LibrarySearch
-
     searching = LibrarySearch(library, model, best_films=args.films, device=args.device)
     with tempfile.TemporaryDirectory(prefix="revisionllm-app-") as folder:
         page = build(searching, Path(folder))

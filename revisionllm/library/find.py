@@ -6,6 +6,7 @@ library, so that the next sentence about the same minutes reads nothing.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,30 @@ if TYPE_CHECKING:
 
 BEST_FILMS = 3
 Answer = tuple[Path, Prediction]  # a film, and what was found in it
+
+
+def add_library_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which library, and what searches it; for `library_and_model`."""
+    add = parser.add_argument
+    add("library", type=Path, nargs="?", default=Path("library"), help="an index (%(default)s)")
+    add("--model", help="a folder with a model.json, or demo: levels above the library's encoder")
+    add("--films", type=int, default=BEST_FILMS, help="films that those levels read, per sentence")
+    add("--device", default="auto", help="auto, cpu or cuda")
+
+
+def library_and_model(args: argparse.Namespace) -> tuple[Library, ModelFile | None]:
+    """What `add_library_arguments` was given; nothing is loaded yet.
+
+    Raises:
+        UserError: no library, or a model that is none or an encoder alone.
+    """
+    from revisionllm.library.model_file import read_model
+
+    library = Library(args.library)
+    model = read_model(args.model) if args.model else None
+    if model and model.is_alone:
+        raise UserError(f"--model {args.model} names an encoder alone; the library has its own")
+    return library, model
 
 
 class LibrarySearch:

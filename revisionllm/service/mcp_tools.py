@@ -13,7 +13,8 @@ import importlib.util
 from pathlib import Path
 
 from revisionllm.errors import UserError
-from revisionllm.service.offers import add_library_arguments, open_offers
+from revisionllm.library.find import add_library_arguments
+from revisionllm.service.offers import open_offers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

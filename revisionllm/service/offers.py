@@ -141,28 +141,13 @@ class Offers:
         return film
 
 
-def add_library_arguments(parser) -> None:
-    """Which library, and what searches it."""
-    add = parser.add_argument
-    add("library", type=Path, nargs="?", default=Path("library"), help="an index (%(default)s)")
-    add("--model", help="a folder with a model.json, or demo: levels above the library's encoder")
-    add("--films", type=int, default=3, help="films that those levels read, per sentence")
-    add("--device", default="auto", help="auto, cpu or cuda")
-
-
 def open_offers(args) -> Offers:
-    """The library of `add_library_arguments`.
+    """The library of `library.find.add_library_arguments`.
 
     Raises:
         UserError: no library, or a model that is none.
     """
-    from revisionllm.library.model_file import read_model
-    from revisionllm.library.store import Library
+    from revisionllm.library.find import LibrarySearch, library_and_model
 
-    library = Library(args.library)
-    model = read_model(args.model) if args.model else None
-    if model and model.is_alone:
-        raise UserError(f"--model {args.model} names an encoder alone; the library has its own")
-    from revisionllm.library.find import LibrarySearch
-
+    library, model = library_and_model(args)
     return Offers(LibrarySearch(library, model, best_films=args.films, device=args.device))

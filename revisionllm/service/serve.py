@@ -19,7 +19,8 @@ import tempfile
 from pathlib import Path
 
 from revisionllm.errors import UserError
-from revisionllm.service.offers import add_library_arguments, open_offers
+from revisionllm.library.find import add_library_arguments
+from revisionllm.service.offers import open_offers
 
 TOKEN = "REVISIONLLM_TOKEN"
 

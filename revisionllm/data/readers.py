@@ -7,7 +7,9 @@ file says where they are (MP4, MOV, Matroska).
 
 from __future__ import annotations
 
+import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,9 +44,12 @@ def frames_in_order(
         yield from iter_frames(path, fps, size=size, start_s=start_s)
         return
 
+    stopped = threading.Event()
+
     def read(span_s: tuple[float, float | None]) -> list[Frame]:
         first_s, end_s = span_s
-        return list(iter_frames(path, fps, size=size, start_s=first_s, end_s=end_s, threads=1))
+        frames = iter_frames(path, fps, size=size, start_s=first_s, end_s=end_s, threads=1)
+        return list(itertools.takewhile(lambda _: not stopped.is_set(), frames))
 
     count = int((info.duration_s - start_s) / part_s)
     bounds = [start_s + number * part_s for number in range(count)]
@@ -60,6 +65,7 @@ def frames_in_order(
                 return
             yield from waiting.popleft().result()
     finally:
+        stopped.set()
         pool.shutdown(cancel_futures=True)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NF4 = "nf4"
+BLOCK = 64  # weights with one scale
 GET = "`pip install 'revisionllm[nf4]'` installs it"
 # bits per weight: the code, a scale in 8 bits for each 64, one in 32 bits for 256 of these
 BITS = 4 + 8 / 64 + 32 / (64 * 256)
@@ -31,6 +32,7 @@ def is_there() -> bool:
 def quantize(llm: PreTrainedModel, compute_dtype: torch.dtype) -> None:
     """Give the linear layers of an LLM's blocks weights in NF4 (in place); scales in 8 bits.
 
+    Layers whose rows are no whole blocks stay as they are; no LLM that one would train has any.
     The codes are made when the LLM is moved to its device, layer by layer. Embeddings, norms and
     the LM head stay as they are.
 
@@ -47,6 +49,8 @@ def quantize(llm: PreTrainedModel, compute_dtype: torch.dtype) -> None:
     from torch import nn
 
     for name, module in list(block_linears(llm)):
+        if module.in_features % BLOCK:  # bitsandbytes reads these wrongly on some CPUs (0.50.2)
+            continue
         packed = bnb.nn.Linear4bit(
             module.in_features,
             module.out_features,
@@ -56,6 +60,9 @@ def quantize(llm: PreTrainedModel, compute_dtype: torch.dtype) -> None:
             quant_type=NF4,
             device="meta",
         )
+        # its way for CPUs with bfloat16 rounds to it, and repacks weights that training then reads:
+        # all CPUs compute alike instead
+        packed.support_avx512bf16_for_cpu = False
         packed.weight = bnb.nn.Params4bit(
             module.weight.data,
             requires_grad=False,

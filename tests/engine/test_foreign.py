@@ -145,7 +145,7 @@ def test_a_server_that_goes_away_ends_the_run_and_the_rerun_goes_on(
     stub, profile, film_path, tmp_path
 ):
     kept = tmp_path / "kept.sqlite"
-    stub.misbehave = lambda number: "die" if number > 10 else None
+    stub.misbehave = lambda number: "die" if number > 6 else None
     engine = engine_of(stub, profile, kept, retries=0)
     engine.asker.in_flight = 2
     with pytest.raises(UserError, match=r"answers no more.*run the command again"):

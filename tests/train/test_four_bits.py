@@ -38,6 +38,9 @@ def test_weights_are_those_of_the_definition(trained) -> None:
     for name, module in quantized.block_linears(plain.llm):
         x = torch.eye(module.in_features)
         got = ours[name](x).T
+        if module.in_features % quantized.BLOCK:
+            torch.testing.assert_close(got, module.weight)
+            continue
         # scales are rounded to 8 bits, which double quantisation allows itself
         bound = 0.02 * module.weight.abs().max()
         torch.testing.assert_close(got, nf4_codes(module.weight), atol=float(bound), rtol=0)

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from revisionllm.data.subtitles import Line, within
 from revisionllm.data.video import probe
 from revisionllm.data.video_file import open_video
@@ -19,6 +21,7 @@ from revisionllm.files import sha256_of
 from revisionllm.model.hub import local, missing
 
 WEIGHTS = "model.bin"
+SOUND_RATE = 16_000
 
 
 class Transcriber:
@@ -67,12 +70,34 @@ class Transcriber:
         ):
             # the same words each time, and a passage that goes wrong must not lead the next one on
             options = {"temperature": 0.0, "condition_on_previous_text": False}
-            segments, _ = self._model.transcribe(str(video), vad_filter=self._vad, **options)
+            segments, _ = self._model.transcribe(sound_of(video), vad_filter=self._vad, **options)
             for one in segments:
                 said = " ".join(one.text.split())
                 found.append(Line(begin_s + one.start, begin_s + one.end, said))
                 bar.update(round(one.end) - bar.n)
         return within(found, duration_s)
+
+
+def sound_of(video: Path) -> np.ndarray:
+    """The first sound stream as Whisper hears it: float32 [N], one channel, 16,000 a second.
+
+    By PyAV here: faster-whisper's own reader asks PyAV 19 for what it has no more.
+    """
+    import av
+
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=SOUND_RATE)
+    pieces: list[np.ndarray] = []
+    with open_video(video) as (container, _):
+        for packet in container.demux(container.streams.audio[0]):
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError:  # left out, as faster-whisper does
+                continue
+            for frame in frames:
+                frame.pts = None  # no gaps, as there
+                pieces += [one.to_ndarray()[0] for one in resampler.resample(frame)]
+    pieces += [one.to_ndarray()[0] for one in resampler.resample(None)]
+    return np.concatenate(pieces).astype(np.float32) / 32768
 
 
 def sound_start_s(video: Path) -> float | None:

@@ -464,14 +464,20 @@ def test_whisper_writes_down_what_is_said(whisper, tmp_path) -> None:
     """Against faster-whisper itself, moved to the film's clock."""
     from faster_whisper import WhisperModel
 
-    from revisionllm.data.transcribe import Transcriber, sound_start_s
+    from revisionllm.data.transcribe import Transcriber, sound_of, sound_start_s
 
     early = film_with_sound(tmp_path / "early.mkv")
     late = film_with_sound(tmp_path / "late.mkv", sound_at_s=2.0)
     assert sound_start_s(late) - sound_start_s(early) == pytest.approx(2.0, abs=0.1)
     transcriber = Transcriber(str(whisper), device="cpu", vad=False)
+    heard = sound_of(late)
+    assert heard.dtype == np.float32 and len(heard) == pytest.approx(4 * 16_000, rel=0.03)
+    if int(av.__version__.split(".")[0]) < 19:  # which faster-whisper's own reader asks too much
+        from faster_whisper.audio import decode_audio
+
+        np.testing.assert_array_equal(heard, decode_audio(str(late)))
     segments, _ = WhisperModel(str(whisper), device="cpu").transcribe(
-        str(late), condition_on_previous_text=False, temperature=0.0
+        heard, condition_on_previous_text=False, temperature=0.0
     )
     wanted = [(one.start, one.end) for one in segments if one.text.strip()]
     begin_s = sound_start_s(late)

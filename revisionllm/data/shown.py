@@ -75,30 +75,49 @@ def needed_packets(
     """
     context = stream.codec_context
     is_intra_only = bool(getattr(context.codec, "intra_only", False))
-    known = _known(packets, stream, wanted, zero_s)
-    ahead: deque[_Packet] = deque()
-    ahead_bytes = 0
-    clear = 0  # so many of `ahead` are neither wanted nor begin a group
-    is_open = True
-    while is_open or ahead:
-        while is_open and len(ahead) < AHEAD and ahead_bytes < AHEAD_BYTES:
-            one = next(known, None)
-            is_open = one is not None
-            if one is not None:
-                ahead.append(one)
-                ahead_bytes += one.packet.size
-        if not ahead:
-            return
-        one = ahead.popleft()
-        ahead_bytes -= one.packet.size
-        clear = max(0, clear - 1)
-        if not one.is_wanted:
-            while clear < len(ahead) and not (ahead[clear].is_wanted or ahead[clear].begins):
-                clear += 1
-            if is_intra_only or (clear < len(ahead) and ahead[clear].begins):
-                continue
+    ahead = _Ahead(_known(packets, stream, wanted, zero_s))
+    while (one := ahead.pop()) is not None:
+        if not one.is_wanted and (is_intra_only or ahead.begins_before_wanted()):
+            continue
         context.skip_frame = "DEFAULT" if one.is_wanted else "NONREF"
         yield one.packet
+
+
+class _Ahead:
+    """Packets to come, read as far ahead as it takes to know what comes first."""
+
+    def __init__(self, known: Iterator[_Packet]) -> None:
+        self._known = known
+        self._packets: deque[_Packet] = deque()
+        self._bytes = 0
+        self._clear = 0  # so many of them are neither wanted nor begin a group
+
+    def pop(self) -> _Packet | None:
+        """The next packet; None at the end."""
+        if not self._packets and not self._read():
+            return None
+        one = self._packets.popleft()
+        self._bytes -= one.packet.size
+        self._clear = max(0, self._clear - 1)
+        return one
+
+    def begins_before_wanted(self) -> bool:
+        """Whether a group begins before, or with, the next picture that is wanted."""
+        while True:
+            if self._clear < len(self._packets):
+                first = self._packets[self._clear]
+                if first.begins or first.is_wanted:
+                    return first.begins
+                self._clear += 1
+            elif len(self._packets) >= AHEAD or self._bytes >= AHEAD_BYTES or not self._read():
+                return False
+
+    def _read(self) -> bool:
+        one = next(self._known, None)
+        if one is not None:
+            self._packets.append(one)
+            self._bytes += one.packet.size
+        return one is not None
 
 
 def _known(

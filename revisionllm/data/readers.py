@@ -76,7 +76,7 @@ def _part_s(info: VideoInfo) -> float | None:
     with open_video(info.path) as (container, stream):
         if "matroska" in info.format:
             container.seek(0, stream=stream)  # has FFmpeg read where the key frames are
-        entries = getattr(stream, "index_entries", ())  # PyAV 15 has none
+        entries = getattr(stream, "index_entries", ())  # older PyAVs have none
         keys = [entry.timestamp * stream.time_base for entry in entries if entry.is_keyframe]
     if len(keys) < 2:
         return None

@@ -179,8 +179,10 @@ def _of_streams(container, start_s: float) -> Iterator[Line]:
 
 
 def _dialogue(rect: Any) -> str:
-    said = getattr(rect, "dialogue", b"")
-    return said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
+    """The text of an ASS event, behind its eight other fields (PyAV 15's own cutting fails)."""
+    event = getattr(rect, "ass", b"")
+    event = event.decode("utf-8", "replace") if isinstance(event, bytes) else str(event)
+    return event.split(",", 8)[-1]
 
 
 def plain(text: str) -> str:

@@ -132,6 +132,9 @@ def test_a_film_is_read_in_parts_where_it_pays(tmp_path, monkeypatch) -> None:
     starts = [40 * number for number in range(FILM_FRAMES)]
     near = write(tmp_path / "near.mp4", "libx264", {"g": "25"}, starts)
     far = write(tmp_path / "far.mp4", "libx264", {"g": "1000", "sc_threshold": "0"}, starts)
+    with open_video(near) as (_, stream):
+        if not hasattr(stream, "index_entries"):
+            pytest.skip("this PyAV does not tell where key frames are")
     assert readers._part_s(video.probe(near)) == readers.PART_S
     assert readers._part_s(video.probe(far)) is None
     monkeypatch.setattr(readers, "PART_S", 2.0)

@@ -216,6 +216,8 @@ def test_chapters_and_subtitles(tmp_path, marks) -> None:
     assert [row["sentence"] for row in rows] == [SENTENCE, SENTENCE, "two lines"]
     assert float(rows[0]["start_s"]) == 5.2 and rows[0]["film"] == str(marks[0].film)
     with av.open(str(tmp_path / "m.ffmeta")) as container:
+        if not hasattr(container, "chapters"):
+            pytest.skip("this PyAV reads no chapters")
         chapters = container.chapters()
     assert [chapter["metadata"]["title"] for chapter in chapters] == [
         SENTENCE,

@@ -142,6 +142,8 @@ def test_files_beside_a_film(tmp_path) -> None:
 
 def test_text_streams_inside_a_film(tmp_path) -> None:
     """Times are the film's: its clock begins at its first frame."""
+    if int(av.__version__.split(".")[0]) < 17:
+        pytest.skip("this PyAV opens an encoder for a stream that is copied")
     plain_film = write_film(tmp_path / "plain.mp4", constant_rate(20, 2))
     (tmp_path / "said.srt").write_text(SRT, "utf-8")
     path = tmp_path / "a.mkv"

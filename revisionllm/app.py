@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revisionllm.errors import UserError
+from revisionllm.errors import UserError, check_installed
 from revisionllm.library.find import LibrarySearch, add_library_arguments, library_and_model
 
 if TYPE_CHECKING:
@@ -43,11 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted; returns 0."""
-    import importlib.util
-
     library, model = library_and_model(args)
-    if importlib.util.find_spec("gradio") is None:
-        raise UserError("the app is drawn by Gradio, which is not here: `pip install gradio`")
+    check_installed("the app is drawn by Gradio, which is not here", "gradio")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     searching = LibrarySearch(library, model, best_films=args.films, device=args.device)
     with tempfile.TemporaryDirectory(prefix="revisionllm-app-") as folder:

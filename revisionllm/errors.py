@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import signal
 import sys
 import threading
@@ -26,6 +27,21 @@ class UserError(Exception):
 
 class Terminated(BaseException):
     """SIGTERM arrived; raised in the main thread, so that what is open is closed in order."""
+
+
+def check_installed(what: str, *modules: str, get: str | None = None) -> None:
+    """An optional package is there.
+
+    Args:
+        what: the message's beginning: who needs what.
+        modules: what is imported, all of them.
+        get: what pip installs; None: the modules by their names.
+
+    Raises:
+        UserError: one is missing.
+    """
+    if any(importlib.util.find_spec(name) is None for name in modules):
+        raise UserError(f"{what}: `pip install {get or ' '.join(modules)}`")
 
 
 @contextmanager

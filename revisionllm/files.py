@@ -32,12 +32,10 @@ _OURS = re.compile(
 )
 _LOOK_BYTES = 2**16
 _DIGEST_BYTES = 2**22
+HEAD_BYTES = 2**20  # of a model's file, which tell it from others
+MODEL_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.model")
 # .NAME.HOST-PID.tmp; older versions left HOST out
 _TEMPORARY = re.compile(r"\.(?:(?P<host>[^.]*)-)?(?P<pid>\d+)\.tmp")
-
-
-HEAD_BYTES = 2**20
-MODEL_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.model")
 
 
 def _umask() -> int:

@@ -6,7 +6,6 @@ https://github.com/RapidAI/RapidOCR). A picture is read when it differs from the
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from revisionllm.data.subtitles import Line, within
 from revisionllm.data.video import iter_frames, probe
-from revisionllm.errors import UserError
+from revisionllm.errors import check_installed
 
 EVERY_S = 2.0  # how often pictures are looked at
 SIDE = 960  # pixels, of the longer side at most
@@ -31,9 +30,7 @@ class ScreenReader:
     """
 
     def __init__(self) -> None:
-        for name in ("rapidocr", "onnxruntime"):
-            if importlib.util.find_spec(name) is None:
-                raise UserError("--read-screen needs `pip install rapidocr onnxruntime`")
+        check_installed("--read-screen needs RapidOCR", "rapidocr", "onnxruntime")
         import rapidocr
         from rapidocr import RapidOCR
 

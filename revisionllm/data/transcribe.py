@@ -6,7 +6,6 @@ its weights come by `revisionllm models get hf:Systran/faster-whisper-small` alo
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from revisionllm.data.subtitles import Line, within
 from revisionllm.data.video import probe
 from revisionllm.data.video_file import open_video
-from revisionllm.errors import UserError, reading
+from revisionllm.errors import UserError, check_installed, reading
 from revisionllm.files import sha256_of
 from revisionllm.model.hub import local, missing
 
@@ -37,8 +36,7 @@ class Transcriber:
     """
 
     def __init__(self, place: str, *, device: str = "auto", vad: bool = True) -> None:
-        if importlib.util.find_spec("faster_whisper") is None:
-            raise UserError("--transcribe needs faster-whisper: `pip install faster-whisper`")
+        check_installed("--transcribe needs faster-whisper", "faster_whisper", get="faster-whisper")
         folder = Path(local(place))
         if not (folder / WEIGHTS).is_file():
             raise UserError(

@@ -7,13 +7,12 @@ where that may help (429, 5xx, lost connections).
 from __future__ import annotations
 
 import base64
-import importlib.util
 import math
 import os
 from collections.abc import Sequence
 
 from revisionllm.engine.foreign import Lost, Prompt, Reply
-from revisionllm.errors import UserError
+from revisionllm.errors import UserError, check_installed
 
 TIMEOUT_S = 120.0
 RETRIES = 4
@@ -38,8 +37,7 @@ class ServerAsker:
     def __init__(
         self, url: str, model: str, *, timeout_s: float = TIMEOUT_S, retries: int = RETRIES
     ) -> None:
-        if importlib.util.find_spec("openai") is None:
-            raise UserError("a grounder behind a server needs a package: pip install openai")
+        check_installed("a grounder behind a server needs a package", "openai")
         import openai
 
         self.name, self.in_flight = f"{url}#{model}", IN_FLIGHT

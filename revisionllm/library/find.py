@@ -10,6 +10,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,16 @@ def library_and_model(args: argparse.Namespace) -> tuple[Library, ModelFile | No
     if model and model.is_alone:
         raise UserError(f"--model {args.model} names an encoder alone; the library has its own")
     return library, model
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Sentences with their features [Q, D] and tokens per word [Q], and the films to search."""
+
+    sentences: Sequence[str]
+    features: np.ndarray
+    tokens_per_word: np.ndarray
+    among: Sequence[int]
 
 
 class LibrarySearch:
@@ -134,14 +145,23 @@ class LibrarySearch:
             Per sentence its films, the best first, each with its share of the moments.
         """
         _, encoded = self.clip.encode_texts(list(sentences))
+        features = encoded.numpy()
         among = range(len(self.films)) if among is None else among
-        likely = self.library.promising(encoded.numpy())
+        likely = self.library.promising(features)
         if likely is not None:
             among = [at for at in among if self.known[at].film_id in likely] or among
+        asked = _Asked(sentences, features, self.clip.tokens_per_word(sentences), among)
         said = [self._said(sentence, among) for sentence in sentences]
-        find = self._by_frames if self.grounder is None else self._above
-        known = self.clip.tokens_per_word(sentences)
-        found = find(sentences, encoded.numpy(), known, said, among, threshold, top_k)
+        if self.grounder is None:
+            rows = self._by_frames(asked, threshold, top_k)
+        else:
+            rows = self._above(asked, said, threshold, top_k)
+        # an uncalibrated presence is a probability, too, as the model tells it
+        is_calibrated = self.grounder is not None or self.calibration is not None
+        found = [
+            self._merged(row, spoken, is_calibrated, threshold, top_k)
+            for row, spoken in zip(rows, said, strict=True)
+        ]
         if self._snap:
             from revisionllm.library.shots import snap
 
@@ -149,35 +169,21 @@ class LibrarySearch:
                 snap(path, answer.moments)
         return found
 
-    def _by_frames(
-        self,
-        sentences: Sequence[str],
-        features: np.ndarray,
-        tokens_per_word: np.ndarray,
-        said: list[dict[int, list[Said]]],
-        among: Sequence[int],
-        threshold: float,
-        top_k: int,
-    ) -> list[list[Answer]]:
+    def _by_frames(self, asked: _Asked, threshold: float, top_k: int) -> list[list[Answer]]:
         """What the encoder finds in all films."""
         from revisionllm.library.frames import search_films
 
         found = search_films(
-            [self.films[at] for at in among],
-            sentences,
-            features,
+            [self.films[at] for at in asked.among],
+            asked.sentences,
+            asked.features,
             calibration=self.calibration,
-            tokens_per_word=tokens_per_word,
+            tokens_per_word=asked.tokens_per_word,
             threshold=threshold,
             top_k=top_k,
             run=f"clip:{self.library.encoder}",
         )
-        answers = [[(film.video_path, answer) for film, answer in row] for row in found]
-        is_calibrated = self.calibration is not None
-        return [
-            self._merged(row, spoken, is_calibrated, threshold, top_k)
-            for row, spoken in zip(answers, said, strict=True)
-        ]
+        return [[(film.video_path, answer) for film, answer in row] for row in found]
 
     def _said(self, sentence: str, among: Sequence[int]) -> dict[int, list[Said]]:
         """What is said in films that may be meant, by the film's number."""
@@ -220,47 +226,37 @@ class LibrarySearch:
         return best_of(list(by_path.items()), top_k)
 
     def _above(
-        self,
-        sentences: Sequence[str],
-        features: np.ndarray,
-        tokens_per_word: np.ndarray,
-        said: list[dict[int, list[Said]]],
-        among: Sequence[int],
-        threshold: float,
-        top_k: int,
+        self, asked: _Asked, said: list[dict[int, list[Said]]], threshold: float, top_k: int
     ) -> list[list[Answer]]:
         """Ask the levels above about each sentence in the films that look best."""
         from revisionllm.library.frames import find_moments
 
-        films = [self.films[at] for at in among]
+        among = asked.among
         ranked = find_moments(
-            films,
-            features,
+            [self.films[at] for at in among],
+            asked.features,
             calibration=self.calibration,
-            tokens_per_word=tokens_per_word,
+            tokens_per_word=asked.tokens_per_word,
             top_k=self.best_films,
             per_film=1,
         )
-        asked: dict[int, list[int]] = {}  # sentences of each film
+        of_film: dict[int, list[int]] = {}  # the numbers of its sentences
         for number, (row, spoken) in enumerate(zip(ranked, said, strict=True)):
             seen = [among[at] for at, _ in row]
             in_turn = [at for pair in itertools.zip_longest(spoken, seen) for at in pair]
             best = [at for at in dict.fromkeys(in_turn) if at is not None][: self.best_films]
             for at in best or [among[0]]:
-                asked.setdefault(at, []).append(number)
-        answers: list[list[Answer]] = [[] for _ in sentences]
-        for at, numbers in asked.items():
+                of_film.setdefault(at, []).append(number)
+        answers: list[list[Answer]] = [[] for _ in asked.sentences]
+        for at, numbers in of_film.items():
             film = self.known[at]
-            texts = [sentences[number] for number in numbers]
+            texts = [asked.sentences[number] for number in numbers]
             hints = [hints_of(said[number].get(at, [])) for number in numbers]
             found = self._ask(film, texts, hints, threshold, top_k)
             for number, answer in zip(numbers, found, strict=True):
                 answer.qid = f"{answer.vid}_{number:03d}"
                 answers[number].append((film.path, answer))
-        return [  # an uncalibrated presence is a probability, too, as the model tells it
-            self._merged(best_of(row, top_k), spoken, True, threshold, top_k)
-            for row, spoken in zip(answers, said, strict=True)
-        ]
+        return [best_of(row, top_k) for row in answers]
 
     def _ask(
         self,

@@ -151,14 +151,16 @@ def _index_words(
 
     paths = {os.path.abspath(video) for video in lengths_s}
     films = [film for film in library.films() if str(film.path) in paths]
-    has_some = transcriber is not None or any(has_words(film.path) for film in films)
+    # films whose subtitles have gone may be known
+    has_some = transcriber is not None or (library.folder / FILE).is_file()
+    has_some = has_some or any(has_words(film.path) for film in films)
     for name, is_wanted, add, tool in (
         (FILE, has_some, add_words, transcriber),
         (SCREEN_FILE, reader is not None, add_screen, reader),
     ):
-        path = library.folder / name
-        is_wanted = bool(films) and (is_wanted or path.is_file())
-        index = open_words(path, args.words, device=args.device) if is_wanted else None
+        index = None
+        if films and is_wanted:
+            index = open_words(library.folder / name, args.words, device=args.device)
         for film in films if index else ():
             is_new, problems = add(index, film.film_id, film.path, film.duration_s, tool)
             for problem in problems:

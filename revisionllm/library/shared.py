@@ -11,10 +11,9 @@ environment.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from revisionllm.errors import UserError
+from revisionllm.errors import UserError, check_installed
 from revisionllm.files import locked
 from revisionllm.grounding.frame_spans import Pieces
 from revisionllm.grounding.scores import unit_rows
@@ -36,12 +35,6 @@ STORES = ("s3://", "gs://", "az://")
 HELD_FILMS = 256  # whose pieces are kept in memory
 INDEX_FROM = 1_000_000  # pieces from which on they are searched through an index
 READ_AGAIN = 20  # times as many candidates of the index are compared exactly
-
-
-def check_lancedb() -> None:
-    """Raises UserError where LanceDB is missing."""
-    if importlib.util.find_spec("lancedb") is None:
-        raise UserError("a shared library needs LanceDB: `pip install lancedb`")
 
 
 def is_shared(place: str | os.PathLike) -> bool:
@@ -78,7 +71,7 @@ class SharedLibrary:
         self.encoder, self.fingerprint = str(about["encoder"]), str(about["fingerprint"])
         self.feature_fps = float(about["feature_fps"])
         self._pieces = self._base.open_table(PIECES)
-        self._framed = lru_cache(maxsize=HELD_FILMS)(self._read)
+        self.framed = lru_cache(maxsize=HELD_FILMS)(self._framed)
 
     def films(self) -> list[LibraryFilm]:
         """All films, by path."""
@@ -86,19 +79,16 @@ class SharedLibrary:
         films = [LibraryFilm(r["film"], Path(r["path"]), r["rows"], r["duration_s"]) for r in rows]
         return sorted(films, key=lambda film: (str(film.path), film.film_id))
 
-    def framed(self, film: LibraryFilm) -> FramedFilm:
+    def framed_films(self, films: Sequence[LibraryFilm]) -> FilmsOnDemand:
+        """`framed` of many, each when it is looked at."""
+        return FilmsOnDemand(self, films)
+
+    def _framed(self, film: LibraryFilm) -> FramedFilm:
         """What a search sees of a film.
 
         Raises:
             UserError: its pieces are not whole.
         """
-        return self._framed(film)
-
-    def framed_films(self, films: Sequence[LibraryFilm]) -> FilmsOnDemand:
-        """`framed` of many, each when it is looked at."""
-        return FilmsOnDemand(self, films)
-
-    def _read(self, film: LibraryFilm) -> FramedFilm:
         found = self._pieces.search().where(f"film = '{film.film_id}'").limit(film.rows + 1)
         table = found.select(["piece", "end", "vector"]).to_arrow().sort_by("piece")
         ends = table["end"].to_numpy()
@@ -173,7 +163,7 @@ def share(library: Library, place: str) -> tuple[int, int]:
             row = {"film": film.film_id, "path": str(film.path), "rows": film.rows}
             known.add([row | {"duration_s": film.duration_s}])
         if about is None:
-            _write_about(base, told)
+            base.create_table(ABOUT, [{"about": json.dumps(told)}])
         for table in (pieces, known):
             table.optimize(cleanup_older_than=timedelta(days=1))
         if pieces.count_rows() >= INDEX_FROM and not pieces.list_indices():
@@ -182,7 +172,7 @@ def share(library: Library, place: str) -> tuple[int, int]:
 
 
 def _connect(place: str) -> Any:
-    check_lancedb()
+    check_installed("a shared library needs LanceDB", "lancedb")
     import lancedb
 
     try:
@@ -222,10 +212,6 @@ def _tables(base: Any, dim: int) -> tuple[Any, Any]:
     )
 
 
-def _write_about(base: Any, about: dict[str, Any]) -> None:
-    base.create_table(ABOUT, [{"about": json.dumps(about)}])
-
-
 def _rows(library: Library, film: LibraryFilm, schema: Any) -> Any:
     import pyarrow as pa
 
@@ -252,6 +238,3 @@ class FilmsOnDemand(Sequence):
 
     def __getitem__(self, at: int) -> FramedFilm:
         return self._library.framed(self._films[at])
-
-    def __iter__(self) -> Iterator[FramedFilm]:
-        return map(self._library.framed, self._films)

@@ -7,7 +7,6 @@ film's clock.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from revisionllm.data.video import frames_between, probe
-from revisionllm.errors import UserError
+from revisionllm.errors import check_installed
 from revisionllm.grounding.levels import Moment
 from revisionllm.grounding.windows import Window
 from revisionllm.library.words import LEVEL
@@ -30,10 +29,12 @@ LEAST_SHARE = 0.5  # of its length that a moment keeps
 
 def check_shots() -> None:
     """Raises UserError where PySceneDetect is missing."""
-    if any(importlib.util.find_spec(name) is None for name in ("scenedetect", "cv2")):
-        raise UserError(
-            "--snap shots needs PySceneDetect: `pip install scenedetect opencv-python-headless`"
-        )
+    check_installed(
+        "--snap shots needs PySceneDetect",
+        "scenedetect",
+        "cv2",
+        get="scenedetect opencv-python-headless",
+    )
 
 
 def snap(video: Path, moments: Sequence[Moment]) -> None:

@@ -524,11 +524,9 @@ def add_words(
 
 
 def add_screen(
-    index: WordsIndex, film_id: str, video: Path, duration_s: float, reader: ScreenReader | None
+    index: WordsIndex, film_id: str, video: Path, duration_s: float, reader: ScreenReader
 ) -> tuple[bool, list[str]]:
-    """Read a film's screen unless the index has it, or nobody reads it; see `add_words`."""
-    if reader is None:
-        return False, []
+    """Read a film's screen unless the index has it; see `add_words`."""
     return _add(index, film_id, reader.fingerprint, lambda: (reader.lines(video, duration_s), []))
 
 

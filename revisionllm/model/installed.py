@@ -101,12 +101,14 @@ def shipped() -> Iterator[Installed]:
     """What comes with this package, or as one."""
     from revisionllm.model.sentences import PACKAGE, packaged_sentence_encoder
 
-    size = sum(file.stat().st_size for file in DEMO_WEIGHTS.rglob("*"))
-    yield Installed("demo", size, "encoder and LLM for rendered films alone")
+    yield Installed("demo", _size(DEMO_WEIGHTS), "encoder and LLM for rendered films alone")
     place = packaged_sentence_encoder()
     if place is not None:
-        size = sum(file.stat().st_size for file in place.rglob("*"))
-        yield Installed(PACKAGE.replace("_", "-"), size, SENTENCES)
+        yield Installed(PACKAGE.replace("_", "-"), _size(place), SENTENCES)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*"))
 
 
 def installed() -> Iterator[Installed]:

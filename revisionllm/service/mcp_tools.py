@@ -9,10 +9,9 @@ https://modelcontextprotocol.io
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from pathlib import Path
 
-from revisionllm.errors import UserError
+from revisionllm.errors import check_installed
 from revisionllm.library.find import add_library_arguments
 from revisionllm.service.offers import open_offers
 
@@ -27,8 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until stdin ends; returns 0."""
-    if importlib.util.find_spec("mcp") is None:
-        raise UserError("tools for agents need a package: `pip install mcp`")
+    check_installed("tools for agents need a package", "mcp")
     from revisionllm.service.mcp_server import make_server
 
     make_server(open_offers(args), args.clips).run("stdio")

@@ -11,14 +11,13 @@ https://fastapi.tiangolo.com
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import ipaddress
 import os
 import sys
 import tempfile
 from pathlib import Path
 
-from revisionllm.errors import UserError
+from revisionllm.errors import UserError, check_installed
 from revisionllm.library.find import add_library_arguments
 from revisionllm.service.offers import open_offers
 
@@ -38,9 +37,7 @@ def run(args: argparse.Namespace) -> int:
     token = os.environ.get(TOKEN, "")
     if not is_here(args.host) and not token:
         raise UserError(f"--host {args.host} is seen by others; set ${TOKEN} to a secret first")
-    for name in ("fastapi", "uvicorn"):
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f"serving needs {name}: `pip install fastapi uvicorn`")
+    check_installed("serving needs FastAPI", "fastapi", "uvicorn")
     offers = open_offers(args)
     import uvicorn
 

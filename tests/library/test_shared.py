@@ -52,22 +52,26 @@ def best(library, features: np.ndarray, films=None) -> list:
     ]
 
 
-def test_the_answers_are_the_librarys(tmp_path) -> None:
+@pytest.fixture
+def pair(tmp_path) -> tuple[Library, SharedLibrary]:
+    """A library and its shared form."""
     library, place = made_up(tmp_path / "library"), str(tmp_path / "shared")
     assert share(library, place) == (FILMS, 0)
-    there = SharedLibrary(place)
-    assert is_shared(place) and not is_shared(tmp_path / "library")
+    return library, SharedLibrary(place)
+
+
+def test_the_answers_are_the_librarys(pair) -> None:
+    library, there = pair
+    assert is_shared(there.place) and not is_shared(library.folder)
     assert (there.encoder, there.fingerprint, there.feature_fps) == ("none", "f" * 16, 1.0)
     assert there.films() == library.films()
     features = np.random.default_rng(1).standard_normal((4, DIM)).astype(np.float32)
     assert best(there, features) == best(library, features)
 
 
-def test_only_promising_films_are_read(tmp_path, monkeypatch) -> None:
+def test_only_promising_films_are_read(pair, monkeypatch) -> None:
     monkeypatch.setattr(shared, "MOST_FILMS", 3)
-    library, place = made_up(tmp_path / "library"), str(tmp_path / "shared")
-    share(library, place)
-    there = SharedLibrary(place)
+    library, there = pair
     rows = np.load(library.folder / "films" / f"{7:016x}.npy").astype(np.float32)
     likely = there.promising(rows[[15]])
     assert len(likely) == 3 and f"{7:016x}" in likely

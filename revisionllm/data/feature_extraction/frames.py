@@ -101,10 +101,7 @@ def extract_features(
     """
     out_path = Path(out_path)
     known = [_read_json(path) for path in (_sidecar(out_path), _partial_paths(out_path)[1])]
-    about = _describe(video_path, clip, feature_fps, dtype, known)
-    arithmetic = arithmetic_of(clip)
-    about |= {"arithmetic": arithmetic} if arithmetic != "float32" else {}
-    about |= {"skip_same": SAME_LEVELS} if skip_same else {}
+    about = _describe(video_path, clip, feature_fps, dtype, skip_same, known)
     _complete_rename(out_path, about)
     found = _read_json(_sidecar(out_path))
     if _is_same(found, about) and _has_shape(out_path, about):
@@ -192,6 +189,7 @@ def _describe(
     clip: ClipFeatures,
     feature_fps: float,
     dtype: str,
+    skip_same: bool,
     known: Iterable[Any] = (),
 ) -> dict[str, Any]:
     """Everything the rows depend on; equal descriptions mean equal files.
@@ -200,7 +198,11 @@ def _describe(
         known: descriptions of earlier calls, whose digest of an untouched film is believed.
     """
     info, video = probe(video_path), video_identity(video_path)
-    return {
+    arithmetic = arithmetic_of(clip)
+    # only where they are unusual: older descriptions do without
+    unusual = {"arithmetic": arithmetic} if arithmetic != "float32" else {}
+    unusual |= {"skip_same": SAME_LEVELS} if skip_same else {}
+    return unusual | {
         "made_by": "revisionllm",  # no version: what a newer one would make alike is kept
         "schema": SCHEMA,
         "feature_fps": float(feature_fps),
